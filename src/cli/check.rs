@@ -1,0 +1,81 @@
+//! `replicon check`: all that can be validated without starting, then what is in force and why.
+//!
+//! Changes nothing: what it creates to try write access it removes.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use super::sources::{self, Loaded};
+use super::{Global, WRONG};
+use crate::config::{Config, Problem, StorageConfig};
+use crate::fsx::parent;
+
+/// Runs it.
+pub fn run(global: &Global) -> ExitCode {
+    let Loaded { config, source } = match sources::load(global, true) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            sources::print_problems(&problems);
+            return ExitCode::from(WRONG);
+        }
+    };
+    println!("# configuration: {source}");
+    for (key, value, origin) in config.settings.effective() {
+        println!("{key} = {value}    # {origin}");
+    }
+    for warning in &config.warnings {
+        eprintln!("warning: {warning}");
+    }
+    let problems: Vec<Problem> = directories(&config)
+        .iter()
+        .filter_map(|(key, dir)| try_write(key, dir))
+        .collect();
+    if problems.is_empty() {
+        println!("# the configuration is right");
+        return ExitCode::SUCCESS;
+    }
+    sources::print_problems(&problems);
+    ExitCode::from(WRONG)
+}
+
+fn directories(config: &Config) -> Vec<(&'static str, PathBuf)> {
+    let mut all = vec![
+        ("queue_file_path", parent(&config.queue.path).to_owned()),
+        (
+            "queue_file_ack_path",
+            parent(&config.queue.ack_path).to_owned(),
+        ),
+    ];
+    if let StorageConfig::File { path, .. } = &config.storage {
+        all.push(("storage_file_path", parent(path).to_owned()));
+    }
+    all
+}
+
+/// A directory that does not stand yet is made by the start: then its nearest parent must take it.
+fn try_write(key: &str, dir: &Path) -> Option<Problem> {
+    let standing = dir
+        .ancestors()
+        .find(|d| d.as_os_str().is_empty() || d.exists())?;
+    let standing = if standing.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        standing
+    };
+    let probe = standing.join(format!(".replicon-check-{}", std::process::id()));
+    let tried = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(&probe);
+    let problem = |e: std::io::Error| {
+        let text = format!(
+            "{}: cannot be written: {e}; give it to the user that runs replicon, or set {key} to another path",
+            standing.display()
+        );
+        Problem::new(key.to_owned(), text)
+    };
+    match tried {
+        Ok(_) => std::fs::remove_file(&probe).err().map(problem),
+        Err(e) => Some(problem(e)),
+    }
+}

@@ -1,0 +1,73 @@
+//! The command line: one file a subcommand. Wiring and printing, no logic.
+//!
+//! The only module that knows clap, the environment and the paths where a configuration may lie.
+
+mod check;
+mod serve;
+mod sources;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Exit code for a node that died.
+const FAILED: u8 = 1;
+/// Exit code for a wrong configuration or usage.
+const WRONG: u8 = 2;
+
+const EXAMPLES: &str = "Examples:
+  replicon                                        serve, with the nearest configuration
+  replicon --config /etc/replicon/replicon.conf   serve with that one
+  replicon --set http_listen=127.0.0.1:9090       one key for this run
+  REPLICON_NODE_NAME=dc2 replicon                 the same, by the environment
+  replicon check                                  is it right? and what is in force?
+
+Configuration: --config, else REPLICON_CONFIG, else conf/replicon.conf under the working
+directory, else /etc/replicon/replicon.conf, else built-in defaults. --set beats REPLICON_<KEY> in
+the environment beats the file beats the default.
+
+Exit codes: 0 stopped in order, 1 died, 2 wrong configuration or usage.";
+
+#[derive(Parser)]
+#[command(name = "replicon", version, about, after_help = EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// Options that stand before or after the subcommand.
+#[derive(Args, Clone)]
+struct Global {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// One key of the configuration, for this run; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE", global = true, value_parser = key_value)]
+    set: Vec<(String, String)>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the node (the default).
+    Serve,
+    /// Validate all that can be validated without starting, and print what is in force.
+    Check,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write it as key=value")?;
+    Ok((key.trim().to_owned(), value.trim().to_owned()))
+}
+
+/// Parses the command line and runs it.
+#[must_use]
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command.unwrap_or(Command::Serve) {
+        Command::Serve => serve::run(&cli.global),
+        Command::Check => check::run(&cli.global),
+    }
+}

@@ -1,0 +1,260 @@
+//! The configuration: what the node is told, checked as a whole before anything starts.
+//!
+//! `keys` is the one table; `conf_file` and `settings` read it from file, environment and command
+//! line; `channels_file` reads the channels; `rules` holds what no single key can say. Opens no file
+//! and reads no environment: the caller hands the texts in. Imported by `cli` and `node` only.
+
+pub mod channels_file;
+mod channels_lines;
+mod channels_yaml;
+pub mod conf_file;
+pub mod keys;
+mod keys_table;
+mod mask;
+mod rules;
+pub mod settings;
+mod value;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use channels_file::{ChannelsSource, shipped_channels};
+pub use conf_file::Problem;
+pub use keys::{readme_table, shipped_conf};
+pub use settings::Settings;
+
+use crate::channel::Registry;
+use crate::event::Origin;
+use crate::json::{DuplicateKeys, Profile};
+
+/// Everything that a node is told.
+pub struct Config {
+    /// The `origin_dc` of every event that this node accepts.
+    pub node_name: Origin,
+    /// Worker threads; `None` follows the machine.
+    pub cpu: Option<usize>,
+    /// The listener and its limits.
+    pub http: HttpConfig,
+    /// The durable queue.
+    pub queue: QueueConfig,
+    /// From queue to storage.
+    pub writer: WriterConfig,
+    /// Where events end.
+    pub storage: StorageConfig,
+    /// What JSON is accepted.
+    pub json: Profile,
+    /// The channels.
+    pub channels: Arc<Registry>,
+    /// There is no channels file: `client_api_key` opens the one channel.
+    pub channels_fallback: bool,
+    /// How long a stop may take.
+    pub shutdown_timeout: Duration,
+    /// error, warn, info, debug or trace.
+    pub log_level: String,
+    /// Every key as it was set, for `check`.
+    pub settings: Settings,
+    /// What is odd without being wrong, each with its place.
+    pub warnings: Vec<String>,
+}
+
+/// The listener and its limits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpConfig {
+    /// host:port, the host never empty: Go's `:8080` has become `0.0.0.0:8080`. `None` is off.
+    pub listen: Option<String>,
+    /// The largest body after inflation.
+    pub max_body_bytes: usize,
+    /// The time for the headers of a request.
+    pub header_timeout: Duration,
+    /// The time for a body.
+    pub body_timeout: Duration,
+    /// The silence allowed between requests.
+    pub idle_timeout: Duration,
+    /// The most connections.
+    pub max_connections: usize,
+    /// The most bytes of headers.
+    pub max_header_bytes: usize,
+    /// The most bytes of bodies in memory.
+    pub max_inflight_bytes: usize,
+    /// The time for an append to become durable.
+    pub enqueue_timeout: Duration,
+}
+
+/// The durable queue on files.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QueueConfig {
+    /// The path that segments are named after.
+    pub path: PathBuf,
+    /// The ack record.
+    pub ack_path: PathBuf,
+    /// When an event counts as durable.
+    pub sync: SyncMode,
+    /// The most events.
+    pub max_events: u64,
+    /// The most bytes.
+    pub max_bytes: u64,
+    /// The size of a segment.
+    pub segment_bytes: u64,
+    /// The share of the queue that one of several channels may fill.
+    pub channel_share: f64,
+    /// The free space below which appends are refused.
+    pub min_free_bytes: u64,
+    /// The most bytes of dead letters.
+    pub dead_letter_max_bytes: u64,
+}
+
+/// When an event counts as durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncMode {
+    /// After the sync that covers it.
+    Ack,
+    /// At once; the log is synced this often.
+    Interval(Duration),
+}
+
+/// From queue to storage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WriterConfig {
+    /// Off keeps events in the queue.
+    pub enabled: bool,
+    /// How many batches may be in the storage at once.
+    pub workers: usize,
+    /// The most events of a batch; `None` is automatic.
+    pub batch_size: Option<usize>,
+    /// How long a batch may wait to fill.
+    pub flush: Duration,
+}
+
+/// Where events end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StorageConfig {
+    /// One JSON object a line.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// How often it is synced; an event is stored when it was.
+        sync_every: Duration,
+    },
+    /// Nowhere.
+    Noop,
+}
+
+/// Turns settings and channels into a configuration.
+///
+/// # Errors
+/// Everything that is wrong, of the channels and between the keys.
+pub fn build(settings: Settings, source: ChannelsSource) -> Result<Config, Vec<Problem>> {
+    let mut problems = rules::problems(&settings);
+    let mut warnings = settings.warnings().to_vec();
+    warnings.extend(rules::warnings(&settings));
+
+    let node_name = Origin::new(settings.text("node_name")).map_err(|e| {
+        problems.push(Problem::new(
+            settings.place("node_name"),
+            format!("node_name: {e}"),
+        ))
+    });
+    let channels = channels_file::load(&source, settings.text("client_api_key"))
+        .map_err(|of_channels| problems.extend(of_channels));
+    let (Ok(node_name), Ok(channels), true) = (node_name, channels, problems.is_empty()) else {
+        return Err(problems);
+    };
+    warnings.extend(channels.warnings);
+    warnings.extend(rules::known_key_warning(
+        &settings,
+        &channels.example_key_channels,
+    ));
+
+    Ok(Config {
+        node_name,
+        cpu: value::cpu(settings.text("cpu")).flatten(),
+        http: http(&settings),
+        queue: queue(&settings),
+        writer: writer(&settings),
+        storage: storage(&settings),
+        json: json(&settings),
+        channels: Arc::new(channels.registry),
+        channels_fallback: channels.fallback,
+        shutdown_timeout: settings.millis("shutdown_timeout_ms"),
+        log_level: settings.text("log_level").to_owned(),
+        settings,
+        warnings,
+    })
+}
+
+/// The bounds in the table keep every number far below what a `usize` holds on the platforms served.
+fn size(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+fn http(settings: &Settings) -> HttpConfig {
+    let listen = settings.text("http_listen");
+    let listen = match listen.strip_prefix(':') {
+        Some(port) => Some(format!("0.0.0.0:{port}")),
+        None => (!listen.is_empty()).then(|| listen.to_owned()),
+    };
+    HttpConfig {
+        listen,
+        max_body_bytes: size(settings.bytes("max_body_bytes")),
+        header_timeout: settings.millis("http_header_timeout_ms"),
+        body_timeout: settings.millis("http_body_timeout_ms"),
+        idle_timeout: settings.millis("http_idle_timeout_ms"),
+        max_connections: size(settings.count("http_max_connections")),
+        max_header_bytes: size(settings.bytes("http_max_header_bytes")),
+        max_inflight_bytes: size(settings.bytes("http_max_inflight_bytes")),
+        enqueue_timeout: settings.millis("enqueue_timeout_ms"),
+    }
+}
+
+fn queue(settings: &Settings) -> QueueConfig {
+    let sync = match settings.text("queue_file_sync") {
+        "interval" => SyncMode::Interval(settings.millis("queue_file_sync_ms")),
+        _ => SyncMode::Ack,
+    };
+    QueueConfig {
+        path: settings.text("queue_file_path").into(),
+        ack_path: settings.text("queue_file_ack_path").into(),
+        sync,
+        max_events: settings.count("queue_buffer"),
+        max_bytes: settings.bytes("queue_max_bytes"),
+        segment_bytes: settings.bytes("queue_segment_bytes"),
+        channel_share: settings.ratio("queue_channel_share"),
+        min_free_bytes: settings.bytes("min_free_bytes"),
+        dead_letter_max_bytes: settings.bytes("dead_letter_max_bytes"),
+    }
+}
+
+fn writer(settings: &Settings) -> WriterConfig {
+    WriterConfig {
+        enabled: settings.flag("writer_enabled"),
+        workers: size(settings.count("writer_workers")),
+        batch_size: value::automatic(settings.text("writer_batch_size")).flatten(),
+        flush: settings.millis("writer_batch_flush_ms"),
+    }
+}
+
+/// `rules` has refused the backends that are not here.
+fn storage(settings: &Settings) -> StorageConfig {
+    match settings.text("storage_backend") {
+        "noop" => StorageConfig::Noop,
+        _ => StorageConfig::File {
+            path: settings.text("storage_file_path").into(),
+            sync_every: settings.millis("storage_file_sync_ms"),
+        },
+    }
+}
+
+fn json(settings: &Settings) -> Profile {
+    Profile {
+        max_depth: size(settings.count("json_max_depth")),
+        duplicate_keys: match settings.text("json_duplicate_keys") {
+            "reject" => DuplicateKeys::Reject,
+            _ => DuplicateKeys::Last,
+        },
+        max_items: size(settings.count("max_batch_items")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,296 @@
+//! A configuration as a whole: defaults, old files, and what contradicts itself.
+
+use super::*;
+
+const CHANNELS: &str = "channels:\n  a: {api_keys: [k]}\n";
+
+fn built(conf: &str, channels: ChannelsSource) -> Result<Config, Vec<String>> {
+    let texts =
+        |problems: Vec<Problem>| problems.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let conf = Some(("t.conf".to_owned(), conf.to_owned()));
+    let settings = Settings::load(conf, std::iter::empty(), &[], false).map_err(texts)?;
+    build(settings, channels).map_err(texts)
+}
+
+fn file(text: &str) -> ChannelsSource {
+    ChannelsSource::File {
+        label: "channels.yml".to_owned(),
+        text: text.to_owned(),
+    }
+}
+
+fn good(conf: &str) -> Config {
+    match built(conf, file(CHANNELS)) {
+        Ok(config) => config,
+        Err(problems) => panic!("refused: {problems:?}"),
+    }
+}
+
+fn wrong(conf: &str) -> Vec<String> {
+    match built(conf, file(CHANNELS)) {
+        Ok(_) => panic!("accepted: {conf}"),
+        Err(problems) => problems,
+    }
+}
+
+#[test]
+fn the_defaults_are_those_of_the_documentation() {
+    let config = good("");
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    assert_eq!(config.node_name.as_str(), "dc1");
+    assert_eq!(config.cpu, None);
+    assert_eq!(config.http.listen.as_deref(), Some("127.0.0.1:8080"));
+    assert_eq!(config.http.max_body_bytes, 4 << 20);
+    assert_eq!(config.http.idle_timeout, Duration::from_secs(75));
+    assert_eq!(config.queue.sync, SyncMode::Ack);
+    assert_eq!(
+        (config.queue.max_events, config.queue.max_bytes),
+        (10_000_000, 8 << 30)
+    );
+    assert_eq!(config.writer.batch_size, None);
+    assert_eq!(config.json.max_items, 1000);
+    let path = PathBuf::from("data/db/events_raw.jsonl");
+    assert_eq!(
+        config.storage,
+        StorageConfig::File {
+            path,
+            sync_every: Duration::from_millis(200)
+        }
+    );
+    assert!(!config.channels_fallback);
+}
+
+#[test]
+fn values_reach_their_owners() {
+    let config = good(
+        "\
+node_name = dc7
+cpu = 2
+http_listen = :9090
+queue_file_sync = interval
+queue_file_sync_ms = 50
+writer_batch_size = 200
+storage_backend = noop
+json_duplicate_keys = reject
+",
+    );
+    assert_eq!((config.node_name.as_str(), config.cpu), ("dc7", Some(2)));
+    assert_eq!(config.http.listen.as_deref(), Some("0.0.0.0:9090"));
+    assert_eq!(
+        config.queue.sync,
+        SyncMode::Interval(Duration::from_millis(50))
+    );
+    assert_eq!(config.writer.batch_size, Some(200));
+    assert_eq!(config.storage, StorageConfig::Noop);
+    assert_eq!(config.json.duplicate_keys, DuplicateKeys::Reject);
+    assert_eq!(
+        config.warnings,
+        [
+            "t.conf:4: queue_file_sync = interval: a power cut loses up to 50 ms of events that were answered 202"
+        ]
+    );
+}
+
+/// The snippets of v1.0.2's README put together, with the embedded backends chosen.
+const OLD_CONF: &str = "\
+node_name = dc1
+channels_file = conf/channels.yml
+# Use runtime default (recommended)
+cpu = -1
+max_body_bytes = 1048576
+max_batch_items = 1000
+client_api_key = my-own-key
+replication_token = my-own-token
+http_listen = 127.0.0.1:8080
+https_enabled = false
+https_listen = 0.0.0.0:8443
+tls_cert_file = /etc/replicon/tls/server.crt
+tls_key_file = /etc/replicon/tls/server.key
+queue_backend = file
+queue_file_path = data/queue/ingest.log
+queue_file_ack_path = data/queue/ingest.ack
+queue_file_sync_ms = 200
+queue_buffer = 10000
+writer_enabled = true
+writer_workers = 1
+writer_batch_size = 200
+writer_batch_flush_ms = 20
+storage_backend = file
+storage_file_path = data/db/events_raw.jsonl
+storage_file_sync_ms = 200
+queue_redis_network = tcp
+queue_redis_addr = 127.0.0.1:6379
+queue_redis_stream = replicon:ingest
+queue_redis_group = writer
+queue_redis_consumer = replicon
+queue_redis_dlq_stream = replicon:ingest:dlq
+queue_redis_maxlen = 5000000
+queue_redis_max_retries = 5
+queue_redis_timeout_ms = 1500
+storage_postgres_dsn = postgres://replicon:replicon-secret@127.0.0.1:5432/replicon?sslmode=disable
+storage_postgres_connect_timeout_ms = 3000
+storage_postgres_max_open_conns = 16
+storage_postgres_max_idle_conns = 16
+storage_postgres_conn_max_lifetime_min = 30
+storage_mysql_dsn = replicon:replicon-secret@tcp(127.0.0.1:3306)/replicon?parseTime=true
+storage_mysql_connect_timeout_ms = 3000
+storage_mysql_max_open_conns = 16
+storage_mysql_max_idle_conns = 16
+storage_mysql_conn_max_lifetime_min = 30
+replication_enabled = false
+replication_peer = dc2=http://10.0.1.2:8080
+replication_peer = dc3=https://dc3.example.com
+replication_poll_interval_ms = 1000
+replication_batch_limit = 1000
+replication_http_timeout_ms = 10000
+some_key_of_an_old_release = 1
+";
+
+#[test]
+fn a_file_of_the_old_release_is_taken_with_warnings_only() {
+    let config = good(OLD_CONF);
+    assert_eq!(
+        config.warnings,
+        [
+            "t.conf:51: there is no key \"some_key_of_an_old_release\"; the line is ignored",
+            "t.conf:18: queue_buffer = 10000 holds 1000 ms of outage at 10,000 events/s; the default is 10000000",
+            "t.conf:17: queue_file_sync_ms has no effect: every 202 waits for its own sync; \
+             only queue_file_sync = interval would change that",
+            "t.conf:32: queue_redis_maxlen never trims: an event leaves the stream only once it is stored",
+        ]
+    );
+    assert_eq!(config.queue.max_events, 10_000);
+    assert_eq!(config.queue.sync, SyncMode::Ack);
+    assert!(!format!("{:?}", config.settings).contains("replicon-secret"));
+}
+
+#[test]
+fn the_shipped_files_make_a_configuration_without_a_warning() {
+    let Ok(config) = built(&shipped_conf(), file(shipped_channels())) else {
+        panic!("refused");
+    };
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+}
+
+#[test]
+fn what_is_not_here_yet_is_refused_with_its_line() {
+    for (conf, expect) in [
+        (
+            "\nqueue_backend = redis\n",
+            "t.conf:2: queue_backend = redis is not part of this build yet (2.0.0 has queue_backend = file)",
+        ),
+        (
+            "storage_backend = mysql\n",
+            "t.conf:1: storage_backend = mysql is not part of this build yet (2.0.0 has storage_backend = file and noop)",
+        ),
+        (
+            "https_enabled = true\n",
+            "t.conf:1: https_enabled = true is not part of this build yet (2.0.0 serves HTTP; put a TLS proxy before it)",
+        ),
+        (
+            "replication_enabled = on\n",
+            "t.conf:1: replication_enabled = on is not part of this build yet (2.0.0 is a single node)",
+        ),
+    ] {
+        assert_eq!(wrong(conf), [expect]);
+    }
+}
+
+#[test]
+fn keys_that_contradict_each_other_are_refused() {
+    for (conf, parts) in [
+        ("http_listen =\n", &["t.conf:1: http_listen is empty"][..]),
+        (
+            "queue_segment_bytes = 1MiB\n",
+            &[
+                "t.conf:1: queue_segment_bytes = 1MiB cannot hold one request of max_body_bytes = 4MiB",
+            ][..],
+        ),
+        (
+            "\nmax_body_bytes = 64MiB\n",
+            &[
+                "t.conf:2: queue_segment_bytes = 64MiB cannot hold one request of max_body_bytes = 64MiB",
+            ][..],
+        ),
+        (
+            "http_max_inflight_bytes = 1MiB\n",
+            &["t.conf:1: http_max_inflight_bytes = 1MiB cannot hold one request"][..],
+        ),
+        (
+            "queue_file_path = a/./b\nqueue_file_ack_path = ./a/b\nstorage_file_path = a/c/../b\n",
+            &[
+                "t.conf:2: queue_file_ack_path and queue_file_path are one file",
+                "t.conf:3: storage_file_path and queue_file_path are one file",
+                "t.conf:3: storage_file_path and queue_file_ack_path are one file",
+            ][..],
+        ),
+    ] {
+        let wrong = wrong(conf);
+        assert_eq!(wrong.len(), parts.len(), "{wrong:?}");
+        for (problem, part) in wrong.iter().zip(parts) {
+            assert!(problem.starts_with(part), "{problem}");
+        }
+    }
+}
+
+#[test]
+fn mistakes_of_keys_and_channels_are_reported_together() {
+    let channels = file("channels:\n  a:\n    mod: raw_only\n");
+    let Err(problems) = built("queue_backend = redis\n", channels) else {
+        panic!("accepted");
+    };
+    assert_eq!(problems.len(), 3, "{problems:?}");
+    assert!(
+        problems[1].starts_with("channels.yml:3: channels.a.mod: "),
+        "{problems:?}"
+    );
+}
+
+#[test]
+fn a_depth_beyond_what_all_backends_take_names_the_one_that_refuses() {
+    assert!(good("json_max_depth = 31\n").warnings.is_empty());
+    let warnings = good("json_max_depth = 32\n").warnings;
+    assert!(
+        warnings.len() == 1 && warnings[0].contains("MariaDB"),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn the_shipped_key_is_a_warning_where_other_machines_reach_it() {
+    for (listen, warned) in [
+        ("127.0.0.1:8080", false),
+        ("[::1]:8080", false),
+        ("localhost:8080", false),
+        (":8080", true),
+        ("0.0.0.0:8080", true),
+        ("10.0.0.1:8080", true),
+    ] {
+        let conf = format!("http_listen = {listen}\n");
+        let Ok(config) = built(&conf, file(shipped_channels())) else {
+            panic!("refused");
+        };
+        assert_eq!(
+            config
+                .warnings
+                .iter()
+                .any(|text| text.contains("events_raw")),
+            warned,
+            "{listen}"
+        );
+        assert!(good(&conf).warnings.is_empty(), "{listen}");
+    }
+}
+
+#[test]
+fn without_channels_the_client_key_serves_and_the_configuration_says_so() {
+    let missing = || ChannelsSource::Missing {
+        path: "conf/channels.yml".to_owned(),
+    };
+    let Ok(config) = built("client_api_key = my-own-key\n", missing()) else {
+        panic!("refused");
+    };
+    assert!(config.channels_fallback);
+    assert_eq!(config.warnings.len(), 1);
+    assert!(built("", missing()).is_err());
+}

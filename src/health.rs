@@ -1,0 +1,183 @@
+//! What `/healthz` and `/readyz` say: one snapshot of the node.
+//!
+//! Does not know HTTP. Never a payload, a key or a password.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::queue::{AnyQueue, Queue, QueueStats};
+
+/// What does not change while the node runs.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// `node_name`.
+    pub node: String,
+    /// One unbroken history of this node.
+    pub node_id: String,
+    /// Worker threads.
+    pub threads: usize,
+    /// `file`.
+    pub queue_backend: &'static str,
+    /// `ack` or `interval`.
+    pub queue_sync: &'static str,
+    /// `file` or `noop`.
+    pub storage_backend: &'static str,
+    /// `writer_workers`, as far as storage takes that many; 0 where writing is off.
+    pub writer_workers: usize,
+    /// What is odd about the configuration, for as long as it is.
+    pub degraded: Vec<String>,
+}
+
+/// Where the node's state is looked up.
+pub struct Health {
+    /// What does not change.
+    pub facts: Facts,
+    queue: Arc<AnyQueue>,
+    trouble: watch::Receiver<Option<String>>,
+    clock: Clock,
+    started: Duration,
+    stopping: AtomicBool,
+    /// Requests that were refused.
+    pub rejected: AtomicU64,
+}
+
+/// `/healthz`.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    status: &'static str,
+    version: &'static str,
+    node: String,
+    node_id: String,
+    uptime_seconds: u64,
+    gomaxprocs: usize,
+    degraded: Vec<String>,
+    damage: Vec<String>,
+    ingest: Ingest,
+}
+
+#[derive(Debug, Serialize)]
+struct Ingest {
+    queue_backend: &'static str,
+    queue_sync: &'static str,
+    queue_depth: u64,
+    queue_bytes: u64,
+    oldest_event_age_seconds: Option<f64>,
+    storage_backend: &'static str,
+    writer_workers: usize,
+    accepted_total: u64,
+    recovered_total: u64,
+    rejected_total: u64,
+    written_total: u64,
+    dead_letter_total: u64,
+    lost_total: u64,
+    last_error: Option<String>,
+}
+
+impl Health {
+    /// For a node that starts now.
+    #[must_use]
+    pub fn new(
+        facts: Facts,
+        queue: Arc<AnyQueue>,
+        trouble: watch::Receiver<Option<String>>,
+        clock: Clock,
+    ) -> Self {
+        let started = clock.mono();
+        let (stopping, rejected) = (AtomicBool::new(false), AtomicU64::new(0));
+        Self {
+            facts,
+            queue,
+            trouble,
+            clock,
+            started,
+            stopping,
+            rejected,
+        }
+    }
+
+    /// The node begins to stop: not ready and not healthy from now on.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the node is stopping.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Why this node takes no events; `None` where it does. Storage and peers never count: events
+    /// wait in the queue.
+    #[must_use]
+    pub fn not_ready(&self) -> Option<String> {
+        if self.is_stopping() {
+            return Some("this node is stopping".to_owned());
+        }
+        self.queue.stats().refusing
+    }
+
+    /// The counts, of one moment.
+    #[must_use]
+    pub fn queue_stats(&self) -> QueueStats {
+        self.queue.stats()
+    }
+
+    /// Everything.
+    #[must_use]
+    #[allow(clippy::cast_precision_loss)] // seconds, for people
+    pub fn report(&self) -> Report {
+        let stats = self.queue.stats();
+        let sum = |pick: fn(&crate::queue::accounts::Counts) -> u64| {
+            stats
+                .channels
+                .iter()
+                .map(|(_, counts)| pick(counts))
+                .sum::<u64>()
+        };
+        let now = self.clock.wall().0;
+        let age = |at: i64| (now - at).max(0) as f64 / 1e6;
+        let facts = self.facts.clone();
+        let last_error = stats
+            .refusing
+            .clone()
+            .or_else(|| self.trouble.borrow().clone());
+        let mut degraded = facts.degraded;
+        degraded.extend(last_error.clone());
+        let status = match () {
+            () if self.is_stopping() => "stopping",
+            () if !degraded.is_empty() || !stats.damage.is_empty() => "degraded",
+            () => "ok",
+        };
+        Report {
+            status,
+            version: env!("CARGO_PKG_VERSION"),
+            node: facts.node,
+            node_id: facts.node_id,
+            uptime_seconds: self.clock.mono().saturating_sub(self.started).as_secs(),
+            gomaxprocs: facts.threads,
+            degraded,
+            damage: stats.damage.clone(),
+            ingest: Ingest {
+                queue_backend: facts.queue_backend,
+                queue_sync: facts.queue_sync,
+                queue_depth: sum(|c| c.queued),
+                queue_bytes: stats.bytes,
+                oldest_event_age_seconds: stats.oldest_micros.map(age),
+                storage_backend: facts.storage_backend,
+                writer_workers: facts.writer_workers,
+                accepted_total: sum(|c| c.accepted),
+                recovered_total: sum(|c| c.recovered),
+                rejected_total: self.rejected.load(Ordering::Relaxed),
+                written_total: sum(|c| c.stored),
+                dead_letter_total: sum(|c| c.dead_lettered),
+                lost_total: sum(|c| c.lost),
+                last_error,
+            },
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! The accept loop: limits, deadlines, and the end of every connection.
+//!
+//! Does not know routes: it serves whatever service it is given.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tower_service::Service;
+
+use super::conn::{Conns, Deadlines, Entry, NotedIo};
+use crate::clock::Clock;
+use crate::metrics::Metrics;
+use crate::task;
+
+/// How often overdue connections are looked for: no more than this later are they closed.
+const REAP_EVERY: Duration = Duration::from_millis(250);
+/// What is still read of a body whose answer was given early, so that the client sees the answer.
+const LINGER_BYTES: usize = 1 << 20;
+const LINGER_TIME: Duration = Duration::from_secs(2);
+const BACKLOG: i32 = 4096;
+
+/// The limits of a listener.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The time that each phase may take.
+    pub deadlines: Deadlines,
+    /// `http_max_connections`.
+    pub max_connections: usize,
+    /// `http_max_header_bytes`.
+    pub max_header_bytes: usize,
+}
+
+/// A bound listener.
+pub struct Server {
+    listener: TcpListener,
+    limits: Limits,
+    clock: Clock,
+    metrics: Metrics,
+    conns: Arc<Conns>,
+}
+
+impl Server {
+    /// Binds. `addr` is `host:port`.
+    ///
+    /// # Errors
+    /// The system's, such as an address in use.
+    pub async fn bind(
+        addr: &str,
+        limits: Limits,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> io::Result<Self> {
+        let addr = tokio::net::lookup_host(addr).await?.next();
+        let addr = addr.ok_or_else(|| io::Error::other("the name has no address"))?;
+        let domain = socket2::Domain::for_address(addr);
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&addr.into())?;
+        socket.listen(BACKLOG)?;
+        let listener = TcpListener::from_std(socket.into())?;
+        Ok(Self {
+            listener,
+            limits,
+            clock,
+            metrics,
+            conns: Arc::default(),
+        })
+    }
+
+    /// The address that was bound.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `stop` turns true, then finishes the requests under way.
+    pub async fn run(self, service: Router, mut stop: watch::Receiver<bool>) {
+        let mut reap = tokio::time::interval(REAP_EVERY);
+        loop {
+            tokio::select! {
+                () = stopped(&mut stop) => break,
+                _ = reap.tick() => self.reap(),
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) => self.enter(stream, &service),
+                    Err(e) => self.not_accepted(&e).await,
+                },
+            }
+        }
+        let Self {
+            listener,
+            conns,
+            clock,
+            ..
+        } = self;
+        drop(listener);
+        conns.finish();
+        while conns.len() > 0 {
+            reap.tick().await;
+            conns.reap(clock.mono());
+            // a connection accepted at the last moment had not heard the bell
+            conns.finish();
+        }
+    }
+
+    fn reap(&self) {
+        let reaped = self.conns.reap(self.clock.mono());
+        if reaped > 0 {
+            let closed = self
+                .metrics
+                .closed_connections
+                .with_label_values(&["deadline"]);
+            closed.inc_by(reaped as u64);
+        }
+    }
+
+    /// No descriptors left, say: the connection waits in the kernel, and so do we for a moment.
+    async fn not_accepted(&self, e: &io::Error) {
+        tracing::error!("a connection could not be accepted: {e}");
+        task::sleep(Duration::from_millis(50)).await;
+    }
+
+    fn enter(&self, stream: TcpStream, service: &Router) {
+        if self.conns.len() >= self.limits.max_connections {
+            self.metrics
+                .closed_connections
+                .with_label_values(&["limit"])
+                .inc();
+            task::spawn(turn_away(stream));
+            return;
+        }
+        let _ = stream.set_nodelay(true);
+        let entry = self.conns.enter(self.clock.clone(), self.limits.deadlines);
+        let metrics = self.metrics.clone();
+        let (max_header_bytes, service) = (self.limits.max_header_bytes, service.clone());
+        metrics.connections.inc();
+        task::spawn(async move {
+            serve(stream, &entry, max_header_bytes, service).await;
+            metrics.connections.dec();
+        });
+    }
+}
+
+/// Waits until the node stops.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // the guard that comes back must not live on across the next wait
+    let _ = stop.wait_for(|stop| *stop).await.map(drop);
+}
+
+/// Says why in one answer, so that a balancer sees a node that is full and not one that is broken.
+async fn turn_away(mut stream: TcpStream) {
+    const BODY: &str = "{\"status\":\"error\",\"code\":\"connections\",\
+        \"error\":\"http_max_connections are open\",\"stored\":\"no\"}\n";
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
+         connection: close\r\nretry-after: 1\r\ncontent-length: {}\r\n\r\n{BODY}",
+        BODY.len()
+    );
+    let _ = tokio::time::timeout(LINGER_TIME, stream.write_all(answer.as_bytes())).await;
+    linger(stream).await;
+}
+
+async fn serve(stream: TcpStream, entry: &Entry, max_header_bytes: usize, service: Router) {
+    let conn = entry.conn.clone();
+    let noted = conn.clone();
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        noted.serving();
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(noted.clone());
+        let (mut service, noted) = (service.clone(), noted.clone());
+        // boxed, since hyper drives only a future that may move when the stream is to come back
+        Box::pin(async move {
+            let response = service.call(request).await;
+            noted.served();
+            response
+        })
+    });
+    let mut http = http1::Builder::new()
+        .header_read_timeout(None)
+        .max_buf_size(max_header_bytes)
+        .serve_connection(NotedIo::new(stream, conn.clone()), service);
+    loop {
+        tokio::select! {
+            biased;
+            done = std::future::poll_fn(|cx| http.poll_without_shutdown(cx)) => {
+                if done.is_err() {
+                    return;
+                }
+                break;
+            }
+            () = conn.bell.notified() => {
+                if conn.is_overdue() {
+                    return;
+                }
+                std::pin::Pin::new(&mut http).graceful_shutdown();
+            }
+        }
+    }
+    let stream = http.into_parts().io.into_stream();
+    if conn.early.load(Ordering::Relaxed) {
+        linger(stream).await;
+    }
+}
+
+/// Closes without a reset while the client is still sending: says that nothing more will come, then
+/// drops what does, within bounds.
+async fn linger(mut stream: TcpStream) {
+    let _ = tokio::time::timeout(LINGER_TIME, async {
+        if stream.shutdown().await.is_err() {
+            return;
+        }
+        let mut waste = vec![0; 16 << 10];
+        let mut left = LINGER_BYTES;
+        while left > 0 {
+            match stream.read(&mut waste).await {
+                Ok(0) | Err(_) => return,
+                Ok(n) => left = left.saturating_sub(n),
+            }
+        }
+    })
+    .await;
+}

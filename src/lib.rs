@@ -1,0 +1,19 @@
+//! draft
+pub mod channel;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod event;
+pub mod fsx;
+pub mod health;
+pub mod http;
+pub mod ingest;
+pub mod json;
+pub mod metrics;
+pub mod node;
+pub mod queue;
+pub mod seq;
+pub mod storage;
+pub mod task;
+pub mod telemetry;
+pub mod writer;

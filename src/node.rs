@@ -1,0 +1,366 @@
+//! A node: the one place where all parts are put together, and taken apart again.
+//!
+//! Decides nothing that a part could decide.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::clock::Clock;
+use crate::config::{Config, QueueConfig, StorageConfig, SyncMode};
+use crate::event::Origin;
+use crate::fsx::OsDisk;
+use crate::health::{Facts, Health};
+use crate::http::{App, BodyLimits, Deadlines, Limits, Server, routes};
+use crate::ingest::Door;
+use crate::metrics::Metrics;
+use crate::queue::accounts::Ceilings;
+use crate::queue::file::{self as log, FileQueue};
+use crate::queue::{AnyQueue, Queue};
+use crate::seq::Witness;
+use crate::storage::file::FileStorage;
+use crate::storage::noop::NoopStorage;
+use crate::storage::{AnyStorage, Storage, file as file_storage};
+use crate::task::{self, Spine};
+use crate::writer::{self, Orders};
+
+/// Why a node did not start. The text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The queue cannot be opened.
+    #[error("the queue cannot be opened: {0}")]
+    Queue(#[from] log::OpenError),
+    /// The address cannot be listened on.
+    #[error(
+        "cannot listen on {addr}: {source}; set http_listen to another address, or stop what has it"
+    )]
+    Listen {
+        /// `http_listen`.
+        addr: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A fault of ours.
+    #[error("the metrics cannot be made: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// A running node.
+pub struct Node {
+    /// Where it listens.
+    pub addr: Option<SocketAddr>,
+    queue: Arc<AnyQueue>,
+    health: Arc<Health>,
+    spine: Spine,
+    stop_http: watch::Sender<bool>,
+    stop_writing: watch::Sender<bool>,
+    http: Option<JoinHandle<()>>,
+    writing: JoinHandle<()>,
+    timeout: Duration,
+    draining: bool,
+    ready_line: String,
+}
+
+impl Node {
+    /// Opens, binds and starts everything.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start(config: &Config, threads: usize) -> Result<Self, StartError> {
+        let (clock, spine, metrics) = (Clock::system(), Spine::default(), Metrics::new()?);
+        let options = queue_options(config, &clock, &spine, &metrics);
+        let queue = Arc::new(AnyQueue::File(
+            task::blocking(|| FileQueue::open(options)).await?,
+        ));
+        let storage = Arc::new(open_storage(&config.storage, &config.node_name, &clock));
+        let trouble = Arc::new(watch::channel(None).0);
+        let workers = config.writer.workers.min(storage.lanes());
+        let workers = if config.writer.enabled { workers } else { 0 };
+        let facts = facts(config, &queue, threads, workers);
+        let health = Health::new(facts, queue.clone(), trouble.subscribe(), clock.clone());
+        let health = Arc::new(health);
+        let (stop_http, _) = watch::channel(false);
+        let (stop_writing, stop) = watch::channel(false);
+
+        let report = writer::Report {
+            trouble,
+            write_seconds: metrics.write_seconds.clone(),
+        };
+        let orders = Orders {
+            stop,
+            limit: writer::batch_limit(config.writer.batch_size, workers),
+        };
+        let write = write(
+            queue.clone(),
+            storage,
+            report,
+            orders,
+            workers,
+            spine.clone(),
+        );
+        let writing = spine.task("writing", write);
+
+        let app = Arc::new(App {
+            registry: config.channels.clone(),
+            door: Door {
+                queue: queue.clone(),
+                clock: clock.clone(),
+                profile: config.json.clone(),
+                enqueue_timeout: config.http.enqueue_timeout,
+            },
+            health: health.clone(),
+            metrics: metrics.clone(),
+            body_limits: BodyLimits {
+                max_body: config.http.max_body_bytes,
+                timeout: config.http.body_timeout,
+                max_inflight: config.http.max_inflight_bytes,
+            },
+            inflight: Arc::default(),
+        });
+        let (addr, http) = match &config.http.listen {
+            None => (None, None),
+            Some(listen) => {
+                let bound = Server::bind(listen, limits(config), clock, metrics).await;
+                let say = |source| StartError::Listen {
+                    addr: listen.clone(),
+                    source,
+                };
+                let server = bound.map_err(say)?;
+                let addr = server.addr().map_err(say)?;
+                let run = server.run(routes(app), stop_http.subscribe());
+                (Some(addr), Some(spine.task("http", run)))
+            }
+        };
+        Ok(Self {
+            addr,
+            queue,
+            health,
+            spine,
+            stop_http,
+            stop_writing,
+            http,
+            writing,
+            timeout: config.shutdown_timeout,
+            draining: config.writer.enabled,
+            ready_line: ready_line(config, addr),
+        })
+    }
+
+    /// The one line on stdout that says that the node listens.
+    #[must_use]
+    pub fn ready_line(&self) -> &str {
+        &self.ready_line
+    }
+
+    /// Waits until a part of the spine died; which, and why.
+    pub async fn died(&self) -> String {
+        self.spine.died().await
+    }
+
+    /// Stops in order: not ready, no new connections, requests finished, queue drained as far as the
+    /// deadline allows, log sealed. What is undrained stays in the log.
+    pub async fn shutdown(self) {
+        self.spine.stopping();
+        self.health.stop();
+        self.stop_http.send_replace(true);
+        let drain = async {
+            if let Some(http) = self.http {
+                let _ = http.await;
+            }
+            while self.draining
+                && self
+                    .queue
+                    .stats()
+                    .channels
+                    .iter()
+                    .any(|(_, c)| c.queued > 0)
+            {
+                task::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if tokio::time::timeout(self.timeout, drain).await.is_err() {
+            let left: u64 = self
+                .queue
+                .stats()
+                .channels
+                .iter()
+                .map(|(_, c)| c.queued)
+                .sum();
+            tracing::warn!(
+                "shutdown_timeout_ms has passed; {left} events stay in the queue for the next start"
+            );
+        }
+        self.stop_writing.send_replace(true);
+        if let AnyQueue::File(queue) = &*self.queue {
+            queue.stop_leasing();
+        }
+        let _ = self.writing.await;
+        let queue = self.queue;
+        task::blocking(move || {
+            if let AnyQueue::File(queue) = &*queue {
+                queue.close();
+            }
+        })
+        .await;
+        tracing::info!("stopped");
+    }
+}
+
+/// First contact with storage, then the workers, until the node stops.
+async fn write(
+    queue: Arc<AnyQueue>,
+    storage: Arc<AnyStorage>,
+    report: writer::Report,
+    orders: Orders,
+    workers: usize,
+    spine: Spine,
+) {
+    let mut stop = orders.stop.clone();
+    let contact = writer::first_contact(&*queue, &*storage, &report, &mut stop).await;
+    let Some(last) = contact else { return };
+    if let AnyQueue::File(file) = &*queue {
+        if let Some(last) = last {
+            file.seen(last, Witness::Own);
+        }
+        make_certain(&queue).await;
+    }
+    let mut running = Vec::new();
+    for i in 1..=workers {
+        let run = writer::run(
+            queue.clone(),
+            storage.clone(),
+            report.clone(),
+            orders.clone(),
+        );
+        running.push(spine.task(&format!("writer {i}"), run));
+    }
+    for worker in running {
+        let _ = worker.await;
+    }
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Storage has answered: this node knows which seqs are in use.
+async fn make_certain(queue: &Arc<AnyQueue>) {
+    loop {
+        let queue = queue.clone();
+        let result = task::blocking(move || match &*queue {
+            AnyQueue::File(file) => file.identity_certain(),
+            AnyQueue::Memory(_) => Ok(()),
+        });
+        match result.await {
+            Ok(()) => return,
+            Err(e) => tracing::error!("node.state cannot be written: {e}; tried again in a second"),
+        }
+        task::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+fn queue_options(config: &Config, clock: &Clock, spine: &Spine, metrics: &Metrics) -> log::Options {
+    let QueueConfig {
+        max_events,
+        max_bytes,
+        channel_share,
+        ..
+    } = config.queue;
+    let several = config.channels.all().filter(|c| c.enabled).count() > 1;
+    let channel_share = if several { channel_share } else { 1.0 };
+    log::Options {
+        disk: OsDisk::shared(),
+        path: config.queue.path.clone(),
+        ack_path: config.queue.ack_path.clone(),
+        origin: config.node_name.clone(),
+        clock: clock.clone(),
+        sync: match config.queue.sync {
+            SyncMode::Ack => log::SyncMode::Ack,
+            SyncMode::Interval(every) => log::SyncMode::Interval(every),
+        },
+        segment_bytes: config.queue.segment_bytes,
+        ceilings: Ceilings {
+            max_events,
+            max_bytes,
+            channel_share,
+        },
+        min_free_bytes: config.queue.min_free_bytes,
+        dead_letter_max_bytes: config.queue.dead_letter_max_bytes,
+        lock: true,
+        spine: spine.clone(),
+        sync_seconds: metrics.sync_seconds.clone(),
+    }
+}
+
+/// The configured storage, unopened.
+#[must_use]
+pub fn open_storage(config: &StorageConfig, origin: &Origin, clock: &Clock) -> AnyStorage {
+    match config {
+        StorageConfig::Noop => AnyStorage::Noop(NoopStorage),
+        StorageConfig::File { path, sync_every } => {
+            AnyStorage::File(FileStorage::new(file_storage::Options {
+                disk: OsDisk::shared(),
+                path: path.clone(),
+                sync_every: *sync_every,
+                origin: origin.clone(),
+                clock: clock.clone(),
+                lock: true,
+            }))
+        }
+    }
+}
+
+fn facts(config: &Config, queue: &AnyQueue, threads: usize, workers: usize) -> Facts {
+    let node_id = match queue {
+        AnyQueue::File(file) => file.node_id().to_owned(),
+        AnyQueue::Memory(_) => String::new(),
+    };
+    let mut degraded = Vec::new();
+    if config.channels_fallback {
+        degraded
+            .push("no channels file: client_api_key opens the one channel events_raw".to_owned());
+    }
+    Facts {
+        node: config.node_name.to_string(),
+        node_id,
+        threads,
+        queue_backend: "file",
+        queue_sync: match config.queue.sync {
+            SyncMode::Ack => "ack",
+            SyncMode::Interval(_) => "interval",
+        },
+        storage_backend: match config.storage {
+            StorageConfig::File { .. } => "file",
+            StorageConfig::Noop => "noop",
+        },
+        writer_workers: workers,
+        degraded,
+    }
+}
+
+fn limits(config: &Config) -> Limits {
+    let deadlines = Deadlines {
+        header: config.http.header_timeout,
+        idle: config.http.idle_timeout,
+    };
+    Limits {
+        deadlines,
+        max_connections: config.http.max_connections,
+        max_header_bytes: config.http.max_header_bytes,
+    }
+}
+
+fn ready_line(config: &Config, addr: Option<SocketAddr>) -> String {
+    let http = addr.map_or_else(|| "off".to_owned(), |addr| addr.to_string());
+    let storage = match &config.storage {
+        StorageConfig::File { path, .. } => format!("file:{}", path.display()),
+        StorageConfig::Noop => "noop".to_owned(),
+    };
+    format!(
+        "replicon {} ready node={} http={http} queue=file:{} storage={storage}",
+        env!("CARGO_PKG_VERSION"),
+        config.node_name,
+        config.queue.path.display(),
+    )
+}

@@ -1,0 +1,359 @@
+//! The log thread: writes the frames of all waiting requests, syncs once, answers all of them.
+//!
+//! Strictly serial; the only writer of the log and the only one that gives out seqs. Does not know
+//! schemas, HTTP or leases.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::handle::Shared;
+use super::log::{Frame, Log};
+use super::record::Body;
+use crate::event::{ChannelName, Seq};
+use crate::queue::accounts::Load;
+use crate::queue::{AppendError, Appended};
+use crate::seq::{Seqs, Witness};
+
+/// Sync modes: when an append is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncMode {
+    /// After its sync.
+    Ack,
+    /// After its write; synced at this interval.
+    Interval(Duration),
+}
+
+/// The most bytes written before a sync: bounds memory and what one request waits for.
+const GROUP_BYTES: usize = 8 << 20;
+/// An idle log is sealed after this long, and a broken one tried again.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// A request waiting for the log.
+pub struct Pending {
+    /// Its payload.
+    pub body: Body,
+    /// Whose.
+    pub channel: ChannelName,
+    /// What was reserved for it.
+    pub load: Load,
+    /// Who waits.
+    pub answer: oneshot::Sender<Result<Appended, AppendError>>,
+}
+
+/// What the log thread is asked to do.
+#[derive(Default)]
+pub struct Inbox {
+    work: Mutex<Work>,
+    bell: Condvar,
+}
+
+#[derive(Default)]
+struct Work {
+    pending: Vec<Pending>,
+    seen: Vec<(Seq, Witness)>,
+    stop: bool,
+    stopped: bool,
+}
+
+impl Inbox {
+    fn lock(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands over a request; `Err` gives it back when the log has stopped.
+    #[allow(clippy::result_large_err)] // it goes straight back to its owner
+    pub fn push(&self, pending: Pending) -> Result<(), Pending> {
+        let mut work = self.lock();
+        if work.stop {
+            return Err(pending);
+        }
+        work.pending.push(pending);
+        let first = work.pending.len() == 1;
+        drop(work);
+        // with more than one waiting the thread was already called
+        if first {
+            self.bell.notify_one();
+        }
+        Ok(())
+    }
+
+    /// A seq is in use somewhere: raises what is given out next, before the next append.
+    pub fn seen(&self, seq: Seq, witness: Witness) {
+        self.lock().seen.push((seq, witness));
+        self.bell.notify_one();
+    }
+
+    /// Takes no more; what waits is still written.
+    pub fn stop(&self) {
+        self.lock().stop = true;
+        self.bell.notify_one();
+    }
+
+    /// Whether the thread has written and sealed everything.
+    #[must_use]
+    pub fn stopped(&self) -> bool {
+        self.lock().stopped
+    }
+
+    fn wait(&self, most: Duration) -> (Vec<Pending>, Vec<(Seq, Witness)>, bool) {
+        let mut work = self.lock();
+        if work.pending.is_empty() && work.seen.is_empty() && !work.stop {
+            work = self
+                .bell
+                .wait_timeout(work, most)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        (
+            std::mem::take(&mut work.pending),
+            std::mem::take(&mut work.seen),
+            work.stop,
+        )
+    }
+}
+
+/// The thread's own state.
+pub(super) struct Appender {
+    pub shared: std::sync::Arc<Shared>,
+    pub log: Log,
+    pub seqs: Seqs,
+    /// When something was last written, by the monotonic clock.
+    pub wrote_at: Duration,
+    pub synced_at: Duration,
+    pub free_looked_at: Option<Duration>,
+    pub tried_at: Option<Duration>,
+}
+
+impl Appender {
+    /// Runs until the inbox is stopped and empty.
+    pub fn run(mut self) {
+        loop {
+            let (mut pending, seen, stop) = self.shared.inbox.wait(self.patience());
+            for (seq, witness) in seen {
+                if !self.seqs.seen(seq, witness) {
+                    tracing::error!(%seq, "a peer claims to have seen seq {seq} of us, above what any clock allows: ignored");
+                }
+            }
+            self.tend();
+            while !pending.is_empty() {
+                let rest = split_group(&mut pending);
+                self.group(std::mem::replace(&mut pending, rest));
+            }
+            if stop {
+                break;
+            }
+        }
+        if self.log.is_open()
+            && let Err(e) = self.log.seal()
+        {
+            tracing::error!("the log could not be sealed: {e}");
+        }
+        self.publish();
+        self.shared.inbox.lock().stopped = true;
+    }
+
+    fn patience(&self) -> Duration {
+        match self.shared.sync {
+            SyncMode::Ack => IDLE,
+            SyncMode::Interval(every) => every.min(IDLE),
+        }
+    }
+
+    /// What is due without any request: a sync, a seal, another try with a broken log.
+    fn tend(&mut self) {
+        let now = self.shared.clock.mono();
+        if !self.log.is_open() {
+            self.reopen(now);
+            return;
+        }
+        if let SyncMode::Interval(every) = self.shared.sync
+            && now.saturating_sub(self.synced_at) >= every
+            && let Err(e) = self.sync()
+        {
+            self.broke("sync", &e);
+            return;
+        }
+        if now.saturating_sub(self.wrote_at) >= IDLE
+            && let Err(e) = self.log.seal()
+        {
+            self.broke("seal", &e);
+        }
+        self.look_at_free_space(now);
+    }
+
+    /// A new segment, whose header names the failed one's end; tried once a second.
+    fn reopen(&mut self, now: Duration) {
+        if self
+            .tried_at
+            .is_some_and(|at| now.saturating_sub(at) < IDLE)
+        {
+            return;
+        }
+        self.tried_at = Some(now);
+        let result = self
+            .reserve(0)
+            .and_then(|()| self.log.begin(self.seqs.peek(), Vec::new()));
+        match result {
+            Ok(()) => {
+                tracing::info!("the log goes on in a new segment");
+                self.tried_at = None;
+                self.shared.refuse(None);
+                self.publish();
+            }
+            Err(e) => self.shared.refuse(Some(format!("no new log segment: {e}"))),
+        }
+    }
+
+    fn broke(&mut self, what: &str, e: &std::io::Error) {
+        tracing::error!("the log's {what} failed: {e}; its segment is closed and a new one begun");
+        if self.shared.sync == SyncMode::Ack {
+            self.log.forget_unsynced();
+        }
+        self.shared
+            .refuse(Some(format!("the log's {what} failed: {e}")));
+        self.tried_at = None;
+        self.reopen(self.shared.clock.mono());
+    }
+
+    /// Below `min_free_bytes` appends are refused, while acks and dead letters still find room.
+    fn look_at_free_space(&mut self, now: Duration) {
+        if self
+            .free_looked_at
+            .is_some_and(|at| now.saturating_sub(at) < IDLE)
+        {
+            return;
+        }
+        self.free_looked_at = Some(now);
+        let least = self.shared.min_free_bytes;
+        let low = match self.shared.disk.free_bytes(self.log.dir()) {
+            Ok(free) if free < least => Some(format!(
+                "the disk under {} has {free} bytes free, fewer than min_free_bytes ({least})",
+                self.log.dir().display()
+            )),
+            Ok(_) => None,
+            Err(e) => Some(format!(
+                "the free space under {} is unknown: {e}",
+                self.log.dir().display()
+            )),
+        };
+        self.shared.refuse(low);
+    }
+
+    /// Makes the ceiling for `n` more seqs durable.
+    fn reserve(&mut self, n: u64) -> std::io::Result<()> {
+        if let Some(ceiling) = self.seqs.ceiling_for(n).map_err(std::io::Error::other)? {
+            self.shared
+                .state()
+                .update(|state| state.ceiling = ceiling)?;
+            self.seqs.reserved(ceiling);
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> std::io::Result<()> {
+        let started = self.shared.clock.mono();
+        self.log.sync()?;
+        self.synced_at = self.shared.clock.mono();
+        let took = self.synced_at.saturating_sub(started);
+        self.shared.sync_seconds.observe(took.as_secs_f64());
+        self.publish();
+        Ok(())
+    }
+
+    fn publish(&self) {
+        self.shared.set_witness(self.log.witness());
+        self.shared.more.notify_waiters();
+    }
+
+    /// One group: all of it is durable and answered, or none of it is.
+    fn group(&mut self, group: Vec<Pending>) {
+        if let Some(reason) = self.refusal() {
+            self.refuse_all(group, |_| AppendError::Unavailable {
+                reason: reason.clone(),
+            });
+            return;
+        }
+        self.seqs.watch_clock();
+        let events: u64 = group.iter().map(|p| p.load.events).sum();
+        if let Err(e) = self.reserve(events) {
+            let reason = format!("no identities can be reserved: {e}");
+            self.refuse_all(group, |_| AppendError::Unavailable {
+                reason: reason.clone(),
+            });
+            return;
+        }
+        let mut frames = Vec::with_capacity(group.len());
+        let mut answers = Vec::with_capacity(group.len());
+        for p in group {
+            let first = self.seqs.take(p.load.events);
+            let last = Seq(first.0 + p.load.events - 1);
+            frames.push(Frame {
+                first,
+                body: p.body,
+                counts: Some((p.channel.clone(), p.load)),
+            });
+            answers.push((p.channel, p.load, p.answer, Appended { first, last }));
+        }
+        self.wrote_at = self.shared.clock.mono();
+        let result = self
+            .log
+            .write(frames)
+            .and_then(|()| match self.shared.sync {
+                SyncMode::Ack => self.sync(),
+                SyncMode::Interval(_) => Ok(()),
+            });
+        match result {
+            Ok(()) => {
+                self.shared
+                    .accounts
+                    .accepted(answers.iter().map(|(c, load, ..)| (c, *load)));
+                for (_, _, answer, appended) in answers {
+                    // a client that went away is no reason to do anything else
+                    let _ = answer.send(Ok(appended));
+                }
+                if let Err(e) = self.log.rotate_if_long(self.seqs.peek()) {
+                    self.broke("rotation", &e);
+                }
+            }
+            Err(e) => {
+                let reason = format!("writing the log failed: {e}");
+                for (channel, load, answer, _) in answers {
+                    self.shared.accounts.release_reserved(&channel, load);
+                    let _ = answer.send(Err(AppendError::Doubt {
+                        reason: reason.clone(),
+                    }));
+                }
+                self.broke("write", &e);
+            }
+        }
+    }
+
+    fn refusal(&self) -> Option<String> {
+        self.shared
+            .refusing()
+            .or_else(|| (!self.log.is_open()).then(|| "the log has no open segment".to_owned()))
+    }
+
+    fn refuse_all(&self, group: Vec<Pending>, error: impl Fn(&Pending) -> AppendError) {
+        for p in group {
+            self.shared.accounts.release_reserved(&p.channel, p.load);
+            let error = error(&p);
+            let _ = p.answer.send(Err(error));
+        }
+    }
+}
+
+/// Leaves in `pending` what fits one group; returns the rest.
+fn split_group(pending: &mut Vec<Pending>) -> Vec<Pending> {
+    let mut bytes = 0;
+    let fits = pending.iter().position(|p| {
+        bytes += p.body.bytes.len();
+        bytes > GROUP_BYTES
+    });
+    match fits {
+        Some(n) => pending.split_off(n.max(1)),
+        None => Vec::new(),
+    }
+}

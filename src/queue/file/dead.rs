@@ -1,0 +1,203 @@
+//! Dead letters: a log of their own, in the same format, and the set of seqs that have one.
+//!
+//! Does not know why storage refuses an event, nor who asks.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::log::{Frame, Index, Log, LogOptions};
+use super::record::{Body, Kind, Names, open_dead};
+use super::recovery;
+use super::segment::{ChannelLoads, Frames, Header, Step, begun_of, path_of};
+use crate::event::{Event, Seq};
+use crate::fsx::{DiskFile, parent};
+use crate::queue::accounts::Load;
+use crate::queue::{DeadLetterError, DeadReason};
+
+struct Inner {
+    log: Log,
+    seqs: BTreeSet<Seq>,
+    bytes: u64,
+}
+
+/// The dead letters of a node.
+pub struct DeadLetters {
+    inner: Mutex<Inner>,
+    /// How many seqs have one, so that the common case of none takes no lock.
+    count: AtomicUsize,
+    max_bytes: u64,
+}
+
+impl DeadLetters {
+    /// Reads what earlier runs left.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn open(options: LogOptions, max_bytes: u64) -> io::Result<Self> {
+        let disk = options.disk.clone();
+        let mut begun: Vec<u64> = disk
+            .list(parent(&options.base))?
+            .iter()
+            .filter_map(|name| begun_of(&options.base, name))
+            .collect();
+        begun.sort_unstable();
+        let mut seqs = BTreeSet::new();
+        let mut bytes = 0;
+        let mut tail = None;
+        for (i, name) in begun.iter().enumerate() {
+            let file: Arc<dyn DiskFile> = disk.open(&path_of(&options.base, *name))?.into();
+            let Ok((header, start)) = Header::read(&*file) else {
+                tracing::error!(
+                    segment = name,
+                    "dead-letter segment {name:020} cannot be read"
+                );
+                continue;
+            };
+            let end = begun
+                .get(i + 1)
+                .and_then(|next| named_end(&options, *next, *name));
+            let len = end.unwrap_or(file.len()?);
+            bytes += len;
+            read_segment(
+                Frames::new(file.clone(), header.salt(), start),
+                *name,
+                len,
+                &mut seqs,
+            )?;
+            tail = Some((*name, recovery::scan(file, &header, start, len)?));
+        }
+        let (previous, carried, totals, last) = match tail {
+            None => (None, Vec::new(), ChannelLoads::new(), Seq(0)),
+            Some((name, found)) => (
+                Some((name, found.synced_end)),
+                found.carried,
+                found.totals,
+                found.last,
+            ),
+        };
+        let mut log = Log::new(options, Arc::new(Index::default()), previous, totals, last);
+        if !carried.is_empty() {
+            // found behind the last witness: made durable before anything relies on it
+            log.begin(carried.first().map_or(Seq(1), |f| f.first), carried)?;
+        }
+        let count = AtomicUsize::new(seqs.len());
+        Ok(Self {
+            count,
+            inner: Mutex::new(Inner { log, seqs, bytes }),
+            max_bytes,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a seq has a dead letter.
+    #[must_use]
+    pub fn contains(&self, seq: Seq) -> bool {
+        self.count.load(Ordering::Acquire) > 0 && self.lock().seqs.contains(&seq)
+    }
+
+    /// The largest seq that has one.
+    #[must_use]
+    pub fn last(&self) -> Seq {
+        self.lock().seqs.last().copied().unwrap_or_default()
+    }
+
+    /// Keeps an event durably, once.
+    ///
+    /// # Errors
+    /// [`DeadLetterError`] where there is no room or the disk refuses; nothing is dropped.
+    pub fn put(&self, event: &Event, why: &DeadReason) -> Result<(), DeadLetterError> {
+        let mut inner = self.lock();
+        if inner.seqs.contains(&event.seq) {
+            return Ok(());
+        }
+        let body = Body::dead(event, why);
+        let size = body.bytes.len() as u64;
+        if inner.bytes + size > self.max_bytes {
+            return Err(DeadLetterError(format!(
+                "dead_letter_max_bytes ({}) is reached: discard dead letters, or raise it",
+                self.max_bytes
+            )));
+        }
+        let say = |e: io::Error| DeadLetterError(e.to_string());
+        if !inner.log.is_open() {
+            inner.log.forget_unsynced();
+            inner.log.begin(event.seq, Vec::new()).map_err(say)?;
+        }
+        let counts = Some((
+            event.channel.clone(),
+            Load {
+                events: 1,
+                bytes: size,
+            },
+        ));
+        let result = inner
+            .log
+            .write(vec![Frame {
+                first: event.seq,
+                body,
+                counts,
+            }])
+            .and_then(|()| inner.log.sync());
+        result.map_err(say)?;
+        inner.seqs.insert(event.seq);
+        inner.bytes += size;
+        self.count.store(inner.seqs.len(), Ordering::Release);
+        // the letter is safe; a segment that could not be begun is begun by the next one
+        if let Err(e) = inner.log.rotate_if_long(event.seq.next()) {
+            tracing::warn!("no new dead-letter segment yet: {e}");
+        }
+        Ok(())
+    }
+
+    /// Bears witness that all of it is synced.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn close(&self) -> io::Result<()> {
+        let mut inner = self.lock();
+        if inner.log.is_open() {
+            inner.log.seal()
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Collects the seqs of one segment.
+fn read_segment(
+    mut frames: Frames,
+    name: u64,
+    len: u64,
+    seqs: &mut BTreeSet<Seq>,
+) -> io::Result<()> {
+    let mut names = Names::default();
+    loop {
+        match frames.next(len)? {
+            Step::End => return Ok(()),
+            Step::Hole(from, to) => tracing::error!(
+                segment = name,
+                "dead-letter segment {name:020} is damaged between bytes {from} and {to}"
+            ),
+            Step::Frame(_, head, payload) => {
+                if head.kind == Kind::Dead && open_dead(&head, &payload, &mut names).is_some() {
+                    seqs.insert(head.first);
+                }
+            }
+        }
+    }
+}
+
+/// The end that a segment's successor names for it.
+fn named_end(options: &LogOptions, successor: u64, of: u64) -> Option<u64> {
+    let file = options.disk.open(&path_of(&options.base, successor)).ok()?;
+    let (header, _) = Header::read(&*file).ok()?;
+    header
+        .previous
+        .filter(|(begun, _)| *begun == of)
+        .map(|(_, end)| end)
+}

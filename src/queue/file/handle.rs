@@ -1,0 +1,396 @@
+//! The queue that the rest of the node holds: requests go to the log thread, leases come from the
+//! reader, and a keeper thread makes acks durable and deletes what is released.
+//!
+//! Does not know schemas, storage or HTTP.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+
+use super::ack::{AckRecord, Tracker, WRITER};
+use super::appender::{Inbox, Pending, SyncMode};
+use super::dead::DeadLetters;
+use super::log::Index;
+use super::reader::{Reader, Reading};
+use super::record::{Body, cost, load_of};
+use super::segment::path_of;
+use super::slots::Slots;
+use super::state::StateFile;
+use crate::clock::Clock;
+use crate::event::{Batch, Event, Seq};
+use crate::fsx::{DirLock, Disk, parent};
+use crate::queue::accounts::{Accounts, Load, Outcome};
+use crate::queue::{
+    AppendError, Appended, DeadLetterError, DeadReason, Lease, LeaseLimit, Queue, QueueStats,
+    QueueStopped,
+};
+use crate::seq::Witness;
+use crate::task;
+
+/// How often acks are made durable: a hint, so losing the last ones costs a replay and no more.
+const KEEP_EVERY: Duration = Duration::from_millis(200);
+
+/// What the parts of the queue share.
+pub struct Shared {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) base: PathBuf,
+    pub(super) clock: Clock,
+    pub(super) sync: SyncMode,
+    pub(super) min_free_bytes: u64,
+    pub(super) accounts: Accounts,
+    pub(super) index: Arc<Index>,
+    pub(super) inbox: Inbox,
+    /// Rung whenever more was synced, and on stop.
+    pub(super) more: Notify,
+    pub(super) tracker: Mutex<Tracker>,
+    pub(super) reader: Mutex<Reader>,
+    pub(super) dead: DeadLetters,
+    pub(super) state: Mutex<StateFile>,
+    pub(super) ack: Mutex<(Slots<AckRecord>, AckRecord)>,
+    pub(super) refusing: Mutex<Option<String>>,
+    pub(super) certain: AtomicBool,
+    pub(super) leasing: AtomicBool,
+    /// The first seq that this start can deliver: nothing below it comes again.
+    pub(super) deliverable: Seq,
+    pub(super) witness: Mutex<(Seq, u64)>,
+    pub(super) sync_seconds: prometheus::Histogram,
+    pub(super) keeper: (Mutex<bool>, std::sync::Condvar),
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(super) fn state(&self) -> MutexGuard<'_, StateFile> {
+        lock(&self.state)
+    }
+
+    pub(super) fn refusing(&self) -> Option<String> {
+        lock(&self.refusing).clone()
+    }
+
+    pub(super) fn refuse(&self, reason: Option<String>) {
+        let mut refusing = lock(&self.refusing);
+        match (&*refusing, &reason) {
+            (None, Some(why)) => tracing::error!("appends are refused: {why}"),
+            (Some(_), None) => tracing::info!("appends are taken again"),
+            _ => {}
+        }
+        *refusing = reason;
+    }
+
+    pub(super) fn set_witness(&self, witness: (Seq, u64)) {
+        *lock(&self.witness) = witness;
+    }
+
+    /// Reads on; counts what was lost, and registers what is leased.
+    fn read(&self, limit: LeaseLimit) -> std::io::Result<Option<Lease>> {
+        let mut reader = lock(&self.reader);
+        let reading = reader.read(limit)?;
+        self.note_loss(&reading);
+        let mut tracker = lock(&self.tracker);
+        if reading.segment > 0 {
+            tracker.reading(reading.segment);
+        }
+        if !reading.lost.is_empty() {
+            tracker.skipped(reading.lost_before, reading.lost.clone(), reading.segment);
+        }
+        let (Some(first), Some(last)) = (reading.events.first(), reading.events.last()) else {
+            return Ok(None);
+        };
+        let id = tracker.leased(last.seq, reading.loads, reading.segment, first.received_at);
+        Ok(Some(Lease {
+            id,
+            events: reading.events,
+        }))
+    }
+
+    fn note_loss(&self, reading: &Reading) {
+        for damage in &reading.damage {
+            match self.state().report(damage) {
+                Ok(true) => tracing::error!(
+                    segment = damage.segment,
+                    from = damage.from,
+                    to = damage.to,
+                    events = damage.events,
+                    "the log is damaged: {damage}"
+                ),
+                Ok(false) => {}
+                Err(e) => tracing::error!("damage could not be recorded ({e}): {damage}"),
+            }
+        }
+        let lost = reading
+            .lost
+            .iter()
+            .map(|(c, load)| (c.as_ref(), *load, Outcome::Lost));
+        self.accounts.resolved(lost);
+    }
+
+    /// Makes the position durable, then deletes what lies wholly before it.
+    pub(super) fn keep(&self) -> std::io::Result<()> {
+        let (change, oldest) = {
+            let mut tracker = lock(&self.tracker);
+            (tracker.take_change(), tracker.oldest_segment())
+        };
+        let mut ack = lock(&self.ack);
+        let (slots, record) = &mut *ack;
+        let deletable = self.index.oldest().is_some_and(|first| first < oldest);
+        if change.is_none() && !deletable {
+            return Ok(());
+        }
+        let mut next = record.clone();
+        if let Some(position) = change {
+            next.consumers.insert(WRITER.to_owned(), position);
+        }
+        let (last, events) = *lock(&self.witness);
+        next.witness = (last.0, events);
+        next.oldest = next.oldest.max(oldest);
+        if let Err(e) = slots.write(&next) {
+            lock(&self.tracker).still_changed();
+            return Err(e);
+        }
+        *record = next;
+        drop(ack);
+        // only now does nothing need them
+        let mut deleted = false;
+        for begun in self.index.drop_before(oldest) {
+            self.disk.remove(&path_of(&self.base, begun))?;
+            deleted = true;
+        }
+        if deleted {
+            self.disk.sync_dir(parent(&self.base))
+        } else {
+            Ok(())
+        }
+    }
+
+    pub(super) fn keep_until_stopped(&self) {
+        let (stop, bell) = &self.keeper;
+        let mut failing = false;
+        loop {
+            let stopping = {
+                let guard = lock(stop);
+                let wait = bell.wait_timeout(guard, KEEP_EVERY);
+                *wait.unwrap_or_else(PoisonError::into_inner).0
+            };
+            match self.keep() {
+                Ok(()) => failing = false,
+                Err(e) if !failing => {
+                    failing = true;
+                    tracing::error!(
+                        "the ack record cannot be written: {e}; a restart would replay"
+                    );
+                }
+                Err(_) => {}
+            }
+            if stopping {
+                return;
+            }
+        }
+    }
+}
+
+/// The file queue. See [`crate::queue::Queue`] for its contract.
+pub struct FileQueue {
+    pub(super) shared: Arc<Shared>,
+    pub(super) threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    pub(super) node_id: String,
+    pub(super) fresh: bool,
+    pub(super) lock: Option<DirLock>,
+}
+
+impl FileQueue {
+    /// Whether this is the node's first start here: then its identity is certain only after storage
+    /// or a peer was asked.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// This node's id.
+    #[must_use]
+    pub fn node_id(&self) -> &str {
+        &self.node_id
+    }
+
+    /// A seq of ours was seen somewhere.
+    pub fn seen(&self, seq: Seq, witness: Witness) {
+        self.shared.inbox.seen(seq, witness);
+    }
+
+    /// Storage or a peer has answered: from now on seqs may be given out, and later starts need not
+    /// ask again. Blocks on the disk.
+    ///
+    /// # Errors
+    /// Where that could not be made durable; then nothing has changed.
+    pub fn identity_certain(&self) -> std::io::Result<()> {
+        self.shared.state().update(|state| state.certain = true)?;
+        self.shared.certain.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Hands out no more leases; those under way may still be acked. Waiters are woken.
+    pub fn stop_leasing(&self) {
+        self.shared.leasing.store(false, Ordering::SeqCst);
+        self.shared.more.notify_waiters();
+    }
+
+    /// Takes no more appends, writes what waits, seals the log, makes the acks durable, ends the
+    /// threads and gives up the directory. Blocks.
+    pub fn close(&self) {
+        self.stop_leasing();
+        self.shared.inbox.stop();
+        let mut threads = lock(&self.threads);
+        // the log thread first: the keeper's last record bears witness to what it sealed
+        for (i, thread) in threads.drain(..).enumerate() {
+            if i == 1 {
+                *lock(&self.shared.keeper.0) = true;
+                self.shared.keeper.1.notify_one();
+            }
+            let _ = thread.join();
+        }
+        if let Err(e) = self.shared.dead.close() {
+            tracing::error!("the dead-letter log could not be sealed: {e}");
+        }
+    }
+
+    /// Whether this process holds the directory's lock (a simulated disk has none).
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.lock.is_some()
+    }
+}
+
+impl Queue for FileQueue {
+    async fn append(&self, batch: Batch) -> Result<Appended, AppendError> {
+        if !self.shared.certain.load(Ordering::SeqCst) {
+            let reason = "this node's first start: storage or a peer must be reached once, to learn which seqs are in use";
+            return Err(AppendError::Unavailable {
+                reason: reason.to_owned(),
+            });
+        }
+        let load = load_of(&batch);
+        self.shared.accounts.reserve(&batch.channel, load)?;
+        let (answer, answered) = oneshot::channel();
+        let body = Body::events(&batch);
+        let pending = Pending {
+            body,
+            channel: batch.channel,
+            load,
+            answer,
+        };
+        if let Err(back) = self.shared.inbox.push(pending) {
+            self.shared
+                .accounts
+                .release_reserved(&back.channel, back.load);
+            return Err(AppendError::Unavailable {
+                reason: "this node is stopping".to_owned(),
+            });
+        }
+        answered.await.unwrap_or_else(|_| {
+            Err(AppendError::Doubt {
+                reason: "the log thread ended".to_owned(),
+            })
+        })
+    }
+
+    async fn lease(&self, limit: LeaseLimit) -> Result<Lease, QueueStopped> {
+        loop {
+            // registered before the look, so that nothing falls between them
+            let more = self.shared.more.notified();
+            tokio::pin!(more);
+            more.as_mut().enable();
+            if !self.shared.leasing.load(Ordering::SeqCst) {
+                return Err(QueueStopped);
+            }
+            let shared = self.shared.clone();
+            match task::blocking(move || shared.read(limit)).await {
+                Ok(Some(lease)) => return Ok(lease),
+                Ok(None) => more.await,
+                Err(e) => {
+                    tracing::error!("the log cannot be read: {e}; tried again in a second");
+                    let _ = tokio::time::timeout(Duration::from_secs(1), more).await;
+                }
+            }
+        }
+    }
+
+    async fn ack(&self, lease: Lease, dead: &[Seq]) {
+        let mut group: Vec<(_, Load, Outcome)> = Vec::new();
+        for event in &lease.events {
+            let outcome = if dead.contains(&event.seq) {
+                Outcome::DeadLettered
+            } else {
+                Outcome::Stored
+            };
+            let load = Load {
+                events: 1,
+                bytes: cost(event.payload.len()),
+            };
+            match group.last_mut() {
+                Some((channel, sum, o)) if *channel == &event.channel && *o == outcome => {
+                    *sum = sum.plus(load);
+                }
+                _ => group.push((&event.channel, load, outcome)),
+            }
+        }
+        let known = lock(&self.shared.tracker).done(lease.id);
+        debug_assert!(known, "a lease is acked once");
+        self.shared
+            .accounts
+            .resolved(group.into_iter().map(|(c, l, o)| (Some(c), l, o)));
+    }
+
+    async fn dead_letter(&self, event: &Event, why: &DeadReason) -> Result<(), DeadLetterError> {
+        let (shared, event, why) = (self.shared.clone(), event.clone(), why.clone());
+        task::blocking(move || shared.dead.put(&event, &why)).await
+    }
+
+    fn is_dead(&self, seq: Seq) -> bool {
+        self.shared.dead.contains(seq)
+    }
+
+    fn first_unacked(&self) -> Seq {
+        lock(&self.shared.tracker)
+            .released()
+            .next()
+            .max(self.shared.deliverable)
+    }
+
+    fn retry_after(&self) -> Duration {
+        self.shared.accounts.retry_after()
+    }
+
+    fn stats(&self) -> QueueStats {
+        let (channels, queued, drain_per_second) = self.shared.accounts.snapshot();
+        let leased = lock(&self.shared.tracker).oldest();
+        let oldest = leased.or_else(|| match self.shared.reader.try_lock() {
+            Ok(mut reader) => reader.peek().map(|(_, at)| at),
+            Err(_) => None,
+        });
+        let refusing = if self.shared.certain.load(Ordering::SeqCst) {
+            self.shared.refusing()
+        } else {
+            Some("identity not certain: storage has not answered yet".to_owned())
+        };
+        QueueStats {
+            channels,
+            bytes: queued.bytes,
+            oldest_micros: oldest.map(|at| at.0),
+            drain_per_second,
+            refusing,
+            damage: self
+                .shared
+                .state()
+                .record
+                .damage
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+        }
+    }
+}

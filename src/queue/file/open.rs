@@ -1,0 +1,629 @@
+//! Opening the log: what an earlier run left becomes a queue again. The rules stand in the parent.
+//!
+//! Does not know storage: identities that only storage or peers know of come later.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+
+use super::ack::{AckRecord, Tracker, WRITER};
+use super::appender::{Appender, Inbox, SyncMode};
+use super::dead::DeadLetters;
+use super::handle::{FileQueue, Shared};
+use super::log::{Frame, Index, Log, LogOptions, SegmentEnd};
+use super::reader::Reader;
+use super::recovery::{self, Damage, Found};
+use super::segment::{ChannelLoads, Header, HeaderError, LogKind, begun_of, path_of};
+use super::slots::{self, Slots};
+use super::state::{FoundState, NodeState, StateFile, new_node_id};
+use crate::clock::Clock;
+use crate::event::{Origin, Seq};
+use crate::fsx::{DirLock, Disk, LockError, durable_dir, parent};
+use crate::queue::accounts::{Accounts, Ceilings, Load};
+use crate::seq::Seqs;
+use crate::task::Spine;
+
+/// How to open a file queue.
+#[derive(Clone)]
+pub struct Options {
+    /// The disk.
+    pub disk: Arc<dyn Disk>,
+    /// `queue_file_path`.
+    pub path: PathBuf,
+    /// `queue_file_ack_path`.
+    pub ack_path: PathBuf,
+    /// `node_name`.
+    pub origin: Origin,
+    /// The time.
+    pub clock: Clock,
+    /// When appends are answered.
+    pub sync: SyncMode,
+    /// `queue_segment_bytes`.
+    pub segment_bytes: u64,
+    /// The ceilings.
+    pub ceilings: Ceilings,
+    /// `min_free_bytes`.
+    pub min_free_bytes: u64,
+    /// `dead_letter_max_bytes`.
+    pub dead_letter_max_bytes: u64,
+    /// Whether to hold the directory with `flock`; a simulated disk has no such thing.
+    pub lock: bool,
+    /// Who is told when a thread dies.
+    pub spine: Spine,
+    /// Seconds that syncs take.
+    pub sync_seconds: prometheus::Histogram,
+}
+
+/// Why the queue was not opened. The text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// A file that this version did not make.
+    #[error(
+        "{path} was not made by this version (v1.0.2's queue, perhaps): it is left untouched; drain it with the old binary, then move it away, or set {key} to another path", path = path.display()
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// The key that names it.
+        key: &'static str,
+    },
+    /// The directory belongs to a node of another name.
+    #[error(
+        "{path} belongs to node_name {owner}, not to {wanted}: events in it keep their identity; set node_name = {owner}, or give {wanted} a queue_file_path of its own", path = path.display()
+    )]
+    OtherOrigin {
+        /// The file that says so.
+        path: PathBuf,
+        /// Whose it is.
+        owner: String,
+        /// Who we are.
+        wanted: Origin,
+    },
+    /// A newer format, or a log of another kind under this name.
+    #[error("segment {path}: {text}", path = path.display())]
+    Segment {
+        /// The segment.
+        path: PathBuf,
+        /// What is wrong.
+        text: String,
+    },
+    /// The disk refused.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+fn at(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+    move |source| OpenError::Io {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+struct Segments {
+    /// Readable ones in order, with their headers.
+    headers: Vec<Header>,
+    /// What the last readable one holds.
+    last: Option<Found>,
+    /// The highest name, readable or not.
+    highest: u64,
+}
+
+impl FileQueue {
+    /// Opens the queue, recovering what an earlier run left, and starts its threads.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing on disk is cut, renamed or overwritten then.
+    pub fn open(options: Options) -> Result<Self, OpenError> {
+        let dir = parent(&options.path).to_owned();
+        durable_dir(&*options.disk, &dir).map_err(at(&dir))?;
+        let ack_dir = parent(&options.ack_path);
+        durable_dir(&*options.disk, ack_dir).map_err(at(ack_dir))?;
+        let lock = options
+            .lock
+            .then(|| DirLock::take(&suffixed(&options.path, ".lock")));
+        let lock = lock.transpose()?;
+        if options.disk.exists(&options.path) {
+            return Err(OpenError::Foreign {
+                path: options.path,
+                key: "queue_file_path",
+            });
+        }
+        sweep(&options).map_err(at(&dir))?;
+        let ack = find_ack(&options)?;
+        let state = find_state(&options)?;
+        let segments = find_segments(&options)?;
+        let dead_base = suffixed(&options.path, ".dead");
+        let dead = DeadLetters::open(
+            LogOptions {
+                kind: LogKind::Dead,
+                ..log_options(&options, dead_base.clone())
+            },
+            options.dead_letter_max_bytes,
+        );
+        let dead = dead.map_err(at(&dead_base))?;
+        Recovered {
+            ack,
+            state,
+            segments,
+            dead,
+            lock,
+        }
+        .start(options)
+    }
+}
+
+/// What was found on disk.
+struct Recovered {
+    ack: (Option<Slots<AckRecord>>, Option<AckRecord>),
+    state: (Option<StateFile>, bool),
+    segments: Segments,
+    dead: DeadLetters,
+    lock: Option<DirLock>,
+}
+
+impl Recovered {
+    fn start(self, options: Options) -> Result<FileQueue, OpenError> {
+        let index = Arc::new(Index::default());
+        let (slots, ack) = self.ack;
+        let position = ack.as_ref().and_then(|a| a.consumers.get(WRITER));
+        let released = position.map(|p| (Seq(p.released), p.loads()));
+        let mut end = log_end(&self.segments, released.as_ref());
+        index_segments(&index, &self.segments, &end);
+        let mut damage = std::mem::take(&mut end.damage);
+        damage.extend(compare_with_witness(&mut end, ack.as_ref()));
+
+        let used = [
+            end.last.0 + 1,
+            end.reached.0 + 1,
+            self.dead.last().0 + 1,
+            released.as_ref().map_or(0, |(seq, _)| seq.0 + 1),
+            ack.as_ref().map_or(0, |a| a.witness.0 + 1),
+            self.segments.highest + 1,
+            self.state.0.as_ref().map_or(0, |s| s.record.ceiling),
+        ];
+        let used = used.into_iter().max().unwrap_or(1);
+        let (certain, (mut state, mut seqs)) =
+            (self.state.1, state_for(self.state.0, &options, used)?);
+        for d in &damage {
+            let new = state
+                .report(d)
+                .map_err(at(&StateFile::path(&options.path)))?;
+            if new {
+                tracing::error!(
+                    segment = d.segment,
+                    from = d.from,
+                    to = d.to,
+                    events = d.events,
+                    "the log is damaged: {d}"
+                );
+            }
+        }
+        let counted = counts_with(&end);
+        let start_counts = released
+            .as_ref()
+            .map(|(_, loads)| loads.clone())
+            .unwrap_or_else(|| {
+                self.segments
+                    .headers
+                    .first()
+                    .map(|h| h.before.clone())
+                    .unwrap_or_default()
+            });
+        let accounts = Accounts::new(options.ceilings, options.clock.clone());
+        for (channel, load) in &counted {
+            let released = start_counts.get(channel).copied().unwrap_or_default();
+            accounts.recovered(channel.as_ref(), load.minus(released));
+        }
+        let mut log = Log::new(
+            log_options(&options, options.path.clone()),
+            index.clone(),
+            end.previous,
+            end.totals,
+            end.last,
+        );
+        let begun = begin(&mut log, &mut seqs, &mut state, end.carried);
+        let tracker = Tracker::new(
+            released.as_ref().map_or(Seq(0), |(seq, _)| *seq),
+            start_counts,
+        );
+        let mut reader = Reader::new(
+            options.disk.clone(),
+            options.path.clone(),
+            index.clone(),
+            released,
+        );
+        let ack = ack_slots(slots, ack, &options)?;
+        let deliverable = reader.peek().map_or(seqs.peek(), |(seq, _)| seq);
+        let shared = Shared {
+            disk: options.disk.clone(),
+            base: options.path.clone(),
+            clock: options.clock.clone(),
+            sync: options.sync,
+            min_free_bytes: options.min_free_bytes,
+            accounts,
+            index,
+            inbox: Inbox::default(),
+            more: tokio::sync::Notify::new(),
+            tracker: Mutex::new(tracker),
+            reader: Mutex::new(reader),
+            dead: self.dead,
+            witness: Mutex::new(log.witness()),
+            state: Mutex::new(state),
+            ack: Mutex::new(ack),
+            refusing: Mutex::default(),
+            certain: AtomicBool::new(certain),
+            leasing: AtomicBool::new(true),
+            deliverable,
+            sync_seconds: options.sync_seconds.clone(),
+            keeper: (Mutex::new(false), std::sync::Condvar::new()),
+        };
+        if let Err(e) = begun {
+            shared.refuse(Some(format!("no new log segment: {e}")));
+        }
+        run(shared, log, seqs, &options, certain, self.lock)
+    }
+}
+
+/// Starts the threads.
+fn run(
+    shared: Shared,
+    log: Log,
+    seqs: Seqs,
+    options: &Options,
+    certain: bool,
+    lock: Option<DirLock>,
+) -> Result<FileQueue, OpenError> {
+    let node_id = shared.state().record.node_id.clone();
+    let shared = Arc::new(shared);
+    let now = options.clock.mono();
+    let appender = Appender {
+        shared: shared.clone(),
+        log,
+        seqs,
+        wrote_at: now,
+        synced_at: now,
+        free_looked_at: None,
+        tried_at: None,
+    };
+    let keeping = shared.clone();
+    let threads = [
+        options.spine.thread("log", move || appender.run()),
+        options
+            .spine
+            .thread("ack keeper", move || keeping.keep_until_stopped()),
+    ];
+    let threads: io::Result<Vec<_>> = threads.into_iter().collect();
+    let threads = Mutex::new(threads.map_err(at(&options.path))?);
+    Ok(FileQueue {
+        shared,
+        threads,
+        node_id,
+        fresh: !certain,
+        lock,
+    })
+}
+
+fn suffixed(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+fn log_options(options: &Options, base: PathBuf) -> LogOptions {
+    LogOptions {
+        disk: options.disk.clone(),
+        base,
+        kind: LogKind::Queue,
+        origin: options.origin.clone(),
+        segment_bytes: options.segment_bytes,
+    }
+}
+
+/// Removes what a start or a rotation was making when it died: nothing ever depended on it.
+fn sweep(options: &Options) -> io::Result<()> {
+    let dead = suffixed(&options.path, ".dead");
+    for name in options.disk.list(parent(&options.path))? {
+        let made = name.strip_suffix(".new").is_some_and(|name| {
+            begun_of(&options.path, name).is_some() || begun_of(&dead, name).is_some()
+        });
+        if made {
+            options.disk.remove(&parent(&options.path).join(name))?;
+        }
+    }
+    Ok(())
+}
+
+type Ack = (Option<Slots<AckRecord>>, Option<AckRecord>);
+
+fn find_ack(options: &Options) -> Result<Ack, OpenError> {
+    let path = &options.ack_path;
+    match Slots::<AckRecord>::open(&*options.disk, path).map_err(at(path))? {
+        slots::Found::Absent => Ok((None, None)),
+        slots::Found::Foreign => Err(OpenError::Foreign {
+            path: path.clone(),
+            key: "queue_file_ack_path",
+        }),
+        slots::Found::Damaged(slots) => {
+            tracing::error!(
+                "{} cannot be read: the log is replayed from its oldest segment",
+                path.display()
+            );
+            Ok((Some(slots), None))
+        }
+        slots::Found::Good(_, record) if record.origin != options.origin.as_str() => {
+            Err(other_origin(path, record.origin, options))
+        }
+        slots::Found::Good(slots, record) => Ok((Some(slots), Some(record))),
+    }
+}
+
+fn other_origin(path: &Path, owner: String, options: &Options) -> OpenError {
+    OpenError::OtherOrigin {
+        path: path.to_owned(),
+        owner,
+        wanted: options.origin.clone(),
+    }
+}
+
+/// The state file, and whether identities are certain without asking anybody.
+fn find_state(options: &Options) -> Result<(Option<StateFile>, bool), OpenError> {
+    let path = StateFile::path(&options.path);
+    match StateFile::find(&*options.disk, &options.path).map_err(at(&path))? {
+        FoundState::Absent => Ok((None, false)),
+        FoundState::Foreign(path) => Err(OpenError::Foreign {
+            path,
+            key: "queue_file_path",
+        }),
+        FoundState::Damaged(state) => {
+            tracing::error!(
+                "{} cannot be read: storage is asked which seqs are in use",
+                path.display()
+            );
+            Ok((Some(state), false))
+        }
+        FoundState::Good(state) if state.record.origin != options.origin.as_str() => {
+            Err(other_origin(&path, state.record.origin, options))
+        }
+        FoundState::Good(state) => {
+            let certain = state.record.certain;
+            Ok((Some(state), certain))
+        }
+    }
+}
+
+/// The state file with a ceiling above everything used, durable before any of it is given out.
+fn state_for(
+    found: Option<StateFile>,
+    options: &Options,
+    used: u64,
+) -> Result<(StateFile, Seqs), OpenError> {
+    let path = StateFile::path(&options.path);
+    let mut seqs = Seqs::new(used, options.clock.clone());
+    let ceiling = seqs
+        .ceiling_for(1)
+        .map_err(io::Error::other)
+        .map_err(at(&path))?;
+    let ceiling = ceiling.unwrap_or(seqs.peek().0);
+    let state = match found {
+        Some(mut state) => {
+            let id = if state.record.node_id.is_empty() {
+                new_node_id().map_err(at(&path))?
+            } else {
+                state.record.node_id.clone()
+            };
+            let origin = options.origin.to_string();
+            let update = state.update(|record| {
+                (record.origin, record.node_id, record.ceiling) = (origin, id, ceiling);
+            });
+            update.map_err(at(&path))?;
+            state
+        }
+        None => {
+            let node_id = new_node_id().map_err(at(&path))?;
+            let origin = options.origin.to_string();
+            let record = NodeState {
+                origin,
+                node_id,
+                ceiling,
+                ..NodeState::default()
+            };
+            StateFile::create(&*options.disk, &options.path, record).map_err(at(&path))?
+        }
+    };
+    seqs.reserved(ceiling);
+    Ok((state, seqs))
+}
+
+fn find_segments(options: &Options) -> Result<Segments, OpenError> {
+    let dir = parent(&options.path);
+    let names = options.disk.list(dir).map_err(at(dir))?;
+    let mut begun: Vec<u64> = names
+        .iter()
+        .filter_map(|name| begun_of(&options.path, name))
+        .collect();
+    begun.sort_unstable();
+    let mut headers = Vec::new();
+    let mut last = None;
+    for (i, name) in begun.iter().enumerate() {
+        let path = path_of(&options.path, *name);
+        let file: Arc<dyn crate::fsx::DiskFile> =
+            options.disk.open(&path).map_err(at(&path))?.into();
+        let (header, start) = match Header::read(&*file) {
+            Ok(found) => found,
+            Err(HeaderError::Io(e)) => return Err(at(&path)(e)),
+            Err(HeaderError::Damaged) => {
+                tracing::error!(
+                    segment = name,
+                    "segment {} cannot be read: its header is damaged",
+                    path.display()
+                );
+                continue;
+            }
+            Err(e @ HeaderError::Version(_)) => {
+                return Err(OpenError::Segment {
+                    path,
+                    text: e.to_string(),
+                });
+            }
+        };
+        if header.origin != options.origin {
+            return Err(other_origin(&path, header.origin.to_string(), options));
+        }
+        if header.kind != LogKind::Queue {
+            return Err(OpenError::Segment {
+                path,
+                text: "it holds no events".to_owned(),
+            });
+        }
+        // only the last one is read: the others' ends stand in their successors' headers
+        if begun[i + 1..].is_empty() || !any_readable(options, &begun[i + 1..]) {
+            let len = file.len().map_err(at(&path))?;
+            last = Some(recovery::scan(file, &header, start, len).map_err(at(&path))?);
+        }
+        headers.push(header);
+    }
+    Ok(Segments {
+        headers,
+        last,
+        highest: begun.last().copied().unwrap_or(0),
+    })
+}
+
+fn any_readable(options: &Options, begun: &[u64]) -> bool {
+    begun.iter().any(|name| {
+        let file = options.disk.open(&path_of(&options.path, *name));
+        file.is_ok_and(|file| Header::read(&*file).is_ok())
+    })
+}
+
+/// Where the log ends, as far as its segments tell.
+struct LogEnd {
+    previous: Option<(u64, u64)>,
+    totals: ChannelLoads,
+    last: Seq,
+    reached: Seq,
+    carried: Vec<Frame>,
+    damage: Vec<Damage>,
+}
+
+fn log_end(segments: &Segments, released: Option<&(Seq, ChannelLoads)>) -> LogEnd {
+    match (&segments.last, segments.headers.last()) {
+        (Some(found), Some(header)) => LogEnd {
+            previous: Some((header.begun, found.synced_end)),
+            totals: found.totals.clone(),
+            last: found.last,
+            reached: found.reached().0,
+            carried: found.carried.clone(),
+            damage: found.damage.clone(),
+        },
+        // no segment is left: what was released is all that is known
+        _ => {
+            let (last, totals) = released.cloned().unwrap_or_default();
+            let (carried, damage) = (Vec::new(), Vec::new());
+            LogEnd {
+                previous: None,
+                totals,
+                last,
+                reached: last,
+                carried,
+                damage,
+            }
+        }
+    }
+}
+
+fn index_segments(index: &Index, segments: &Segments, end: &LogEnd) {
+    for (i, header) in segments.headers.iter().enumerate() {
+        let begun = header.begun;
+        let named = segments.headers[i + 1..]
+            .iter()
+            .find_map(|next| next.previous);
+        let end = match (named, end.previous) {
+            (Some((of, end)), _) if of == begun => end,
+            (_, Some((of, end))) if of == begun => end,
+            // its successor is gone, and the end with it: read to the end of the file
+            _ => u64::MAX,
+        };
+        index.push(SegmentEnd {
+            begun,
+            end,
+            closed: true,
+        });
+    }
+}
+
+/// A log that ends before the last seq that the ack record knows to have been synced lost its tail.
+fn compare_with_witness(end: &mut LogEnd, ack: Option<&AckRecord>) -> Option<Damage> {
+    let (seq, events) = ack?.witness;
+    let carried: u64 = end.carried.iter().map(|f| u64::from(f.body.count)).sum();
+    let have = end.totals.values().map(|l| l.events).sum::<u64>() + carried;
+    if seq <= end.reached.0 || events <= have {
+        return None;
+    }
+    let missing = events - have;
+    let hidden = end.totals.entry(None).or_default();
+    *hidden = hidden.plus(Load {
+        events: missing,
+        bytes: 0,
+    });
+    let segment = end.previous.map_or(0, |(begun, _)| begun);
+    let damage = Damage {
+        segment,
+        from: end.reached.0 + 1,
+        to: seq,
+        events: missing,
+    };
+    end.last = end.last.max(Seq(seq));
+    Some(damage)
+}
+
+/// Everything the log ever held, carried frames included.
+fn counts_with(end: &LogEnd) -> ChannelLoads {
+    let mut counts = end.totals.clone();
+    for (channel, load) in end.carried.iter().filter_map(|f| f.counts.as_ref()) {
+        let total = counts.entry(Some(channel.clone())).or_default();
+        *total = total.plus(*load);
+    }
+    counts
+}
+
+/// The new segment of this start. On a full disk it is tried again by the log thread, while older
+/// segments are delivered.
+fn begin(
+    log: &mut Log,
+    seqs: &mut Seqs,
+    state: &mut StateFile,
+    carried: Vec<Frame>,
+) -> io::Result<()> {
+    if let Some(ceiling) = seqs.ceiling_for(1).map_err(io::Error::other)? {
+        state.update(|record| record.ceiling = ceiling)?;
+        seqs.reserved(ceiling);
+    }
+    log.begin(seqs.peek(), carried)
+}
+
+fn ack_slots(
+    slots: Option<Slots<AckRecord>>,
+    record: Option<AckRecord>,
+    options: &Options,
+) -> Result<(Slots<AckRecord>, AckRecord), OpenError> {
+    let record = record.unwrap_or_else(|| AckRecord {
+        origin: options.origin.to_string(),
+        ..AckRecord::default()
+    });
+    let slots = match slots {
+        Some(slots) => slots,
+        None => Slots::create(&*options.disk, &options.ack_path, &record)
+            .map_err(at(&options.ack_path))?,
+    };
+    Ok((slots, record))
+}

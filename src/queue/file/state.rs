@@ -1,0 +1,131 @@
+//! `node.state`: who owns the directory, which seqs may be in use, and what is known to be damaged.
+//!
+//! Does not know the log.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::recovery::Damage;
+use super::slots::{Found, Slots};
+use crate::fsx::{Disk, parent};
+
+/// The most damage reports that are kept; more are counted in the last.
+const MAX_DAMAGE: usize = 1000;
+
+/// The record.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeState {
+    /// `node_name` of the owner.
+    pub origin: String,
+    /// One unbroken history of this node, random, in hexadecimal.
+    pub node_id: String,
+    /// Every seq below it may be in use.
+    pub ceiling: u64,
+    /// Storage or a peer was asked once which seqs are in use: a start needs nobody from then on.
+    #[serde(default)]
+    pub certain: bool,
+    /// Unacknowledged damage.
+    pub damage: Vec<Damage>,
+}
+
+/// The file and its record.
+pub struct StateFile {
+    slots: Slots<NodeState>,
+    /// What stands in it.
+    pub record: NodeState,
+}
+
+/// What a start found.
+pub enum FoundState {
+    /// No file: the node's first start here.
+    Absent,
+    /// The file stands, and cannot be read.
+    Damaged(StateFile),
+    /// As it was left.
+    Good(StateFile),
+    /// Not ours.
+    Foreign(PathBuf),
+}
+
+impl StateFile {
+    /// Where it lies: beside the log.
+    #[must_use]
+    pub fn path(base: &Path) -> PathBuf {
+        parent(base).join("node.state")
+    }
+
+    /// Looks for it.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn find(disk: &dyn Disk, base: &Path) -> io::Result<FoundState> {
+        let path = Self::path(base);
+        Ok(match Slots::open(disk, &path)? {
+            Found::Absent => FoundState::Absent,
+            Found::Foreign => FoundState::Foreign(path),
+            Found::Damaged(slots) => FoundState::Damaged(Self {
+                slots,
+                record: NodeState::default(),
+            }),
+            Found::Good(slots, record) => FoundState::Good(Self { slots, record }),
+        })
+    }
+
+    /// Creates it durably.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn create(disk: &dyn Disk, base: &Path, record: NodeState) -> io::Result<Self> {
+        let slots = Slots::create(disk, &Self::path(base), &record)?;
+        Ok(Self { slots, record })
+    }
+
+    /// Changes the record durably; on failure it stays as it was.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn update(&mut self, change: impl FnOnce(&mut NodeState)) -> io::Result<()> {
+        let mut record = self.record.clone();
+        change(&mut record);
+        self.slots.write(&record)?;
+        self.record = record;
+        Ok(())
+    }
+
+    /// Keeps a report of damage, once: every start finds the same damage again. Whether it was new.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn report(&mut self, damage: &Damage) -> io::Result<bool> {
+        let known = |d: &Damage| d.segment == damage.segment && d.from == damage.from;
+        if self.record.damage.iter().any(known) {
+            return Ok(false);
+        }
+        self.update(|record| {
+            let full = record.damage.len() >= MAX_DAMAGE;
+            match record.damage.last_mut() {
+                Some(last) if full => {
+                    last.to = last.to.max(damage.to);
+                    last.events += damage.events;
+                }
+                _ => record.damage.push(damage.clone()),
+            }
+        })?;
+        Ok(true)
+    }
+}
+
+/// A new random node id.
+///
+/// # Errors
+/// Where the system gives no random bytes.
+pub fn new_node_id() -> io::Result<String> {
+    use ring::rand::SecureRandom;
+    let mut id = [0u8; 16];
+    ring::rand::SystemRandom::new()
+        .fill(&mut id)
+        .map_err(|_| io::Error::other("the system gives no random bytes"))?;
+    Ok(uuid::Builder::from_random_bytes(id).into_uuid().to_string())
+}

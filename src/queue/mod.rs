@@ -1,0 +1,188 @@
+//! The queue: durable, ordered, at-least-once. The contract, and no implementation.
+//!
+//! Does not know schemas, storage or HTTP.
+//!
+//! 1. `append` returns `Ok` only when every event of the batch is as durable as the queue's mode
+//!    promises (I1); the whole batch is in, with consecutive seqs, or nothing of it is (I4).
+//! 2. Seqs rise in the order of appending; each is given once (I2, I3).
+//! 3. `lease` hands out events in rising order, each to one holder, only after they are durable;
+//!    it waits while there are none. A frame may be split between leases.
+//! 4. What was leased and not acked when the queue is opened again is leased again, with the same
+//!    seqs.
+//! 5. `ack` ends a lease. The released set is a prefix: a later lease acked first waits (I7).
+//! 6. A dead letter is durable when `dead_letter` returns `Ok`, is written once a seq, and
+//!    `is_dead` knows it for as long as its event can be redelivered (I6).
+//! 7. Events and bytes are limited; what is over the limit is refused before anything is written
+//!    (I14).
+
+pub mod accounts;
+pub mod conformance;
+pub mod file;
+pub mod memory;
+
+use std::future::Future;
+use std::time::Duration;
+
+use crate::event::{Batch, ChannelName, Event, Seq};
+
+/// The queue's role. See the module's contract.
+pub trait Queue: Send + Sync + 'static {
+    /// Makes a batch durable; the first and last seq it was given.
+    fn append(&self, batch: Batch) -> impl Future<Output = Result<Appended, AppendError>> + Send;
+    /// The next events, at least one; `Err` when the queue has stopped.
+    fn lease(&self, limit: LeaseLimit) -> impl Future<Output = Result<Lease, QueueStopped>> + Send;
+    /// Ends a lease: every event of it is resolved, `dead` of them as dead letters.
+    fn ack(&self, lease: Lease, dead: &[Seq]) -> impl Future<Output = ()> + Send;
+    /// Keeps an event durably with the reason why storage refuses it.
+    fn dead_letter(
+        &self,
+        event: &Event,
+        reason: &DeadReason,
+    ) -> impl Future<Output = Result<(), DeadLetterError>> + Send;
+    /// Whether a seq has a dead letter, in whatever state.
+    fn is_dead(&self, seq: Seq) -> bool;
+    /// Nothing below it is delivered again; storage is read back to here and no further.
+    fn first_unacked(&self) -> Seq;
+    /// One snapshot of all counts and states.
+    fn stats(&self) -> QueueStats;
+    /// How long a refused client should wait, from the drain rate of the last seconds.
+    fn retry_after(&self) -> Duration;
+}
+
+/// What an append was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// Seq of the batch's first event.
+    pub first: Seq,
+    /// Seq of its last one.
+    pub last: Seq,
+}
+
+/// Why an append was refused. Only [`AppendError::Doubt`] leaves open whether it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// At its ceiling of events or bytes; room is expected after `retry_after`.
+    #[error("the queue is full ({ceiling})")]
+    Full {
+        /// From the measured drain rate.
+        retry_after: Duration,
+        /// Which ceiling, by its key.
+        ceiling: &'static str,
+    },
+    /// Larger than the ceiling itself: it can never fit.
+    #[error("the batch is larger than the queue ({ceiling})")]
+    TooLarge {
+        /// Which ceiling, by its key.
+        ceiling: &'static str,
+    },
+    /// Refused before anything was written.
+    #[error("the queue takes no appends: {reason}")]
+    Unavailable {
+        /// For the operator and the client alike.
+        reason: String,
+    },
+    /// A write or sync failed under way: it may or may not be stored.
+    #[error("the append failed under way: {reason}")]
+    Doubt {
+        /// For the operator and the client alike.
+        reason: String,
+    },
+}
+
+/// The most that one lease may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct LeaseLimit {
+    /// Events.
+    pub events: usize,
+    /// Bytes of payload; one event is always leased.
+    pub bytes: usize,
+}
+
+/// Events handed to one holder.
+#[derive(Debug)]
+pub struct Lease {
+    /// The queue's own number for it.
+    pub id: u64,
+    /// In rising order of seq.
+    pub events: Vec<Event>,
+}
+
+/// The queue was stopped while a lease was waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the queue has stopped")]
+pub struct QueueStopped;
+
+/// Why storage refuses an event for good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadReason {
+    /// A stable word, such as `rejected`.
+    pub code: String,
+    /// For the operator; never payload.
+    pub text: String,
+}
+
+/// A dead letter could not be kept; the event stays queued.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the dead letter cannot be kept: {0}")]
+pub struct DeadLetterError(pub String);
+
+/// One snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct QueueStats {
+    /// Counts per channel; the empty name stands for what damage hid.
+    pub channels: Vec<(Option<ChannelName>, accounts::Counts)>,
+    /// Bytes the queue's events take.
+    pub bytes: u64,
+    /// When the oldest unresolved event was accepted, microseconds since 1970.
+    pub oldest_micros: Option<i64>,
+    /// Events released a second, lately.
+    pub drain_per_second: f64,
+    /// Why appends are refused; `None` while they are taken.
+    pub refusing: Option<String>,
+    /// What was found damaged and not yet acknowledged, a line each.
+    pub damage: Vec<String>,
+}
+
+/// The configured queue, as a closed set.
+pub enum AnyQueue {
+    /// The file log.
+    File(file::FileQueue),
+    /// Nothing on disk; tests and simulation.
+    Memory(memory::MemoryQueue),
+}
+
+macro_rules! each {
+    ($self:ident, $q:ident => $body:expr) => {
+        match $self {
+            Self::File($q) => $body,
+            Self::Memory($q) => $body,
+        }
+    };
+}
+
+impl Queue for AnyQueue {
+    async fn append(&self, batch: Batch) -> Result<Appended, AppendError> {
+        each!(self, q => q.append(batch).await)
+    }
+    async fn lease(&self, limit: LeaseLimit) -> Result<Lease, QueueStopped> {
+        each!(self, q => q.lease(limit).await)
+    }
+    async fn ack(&self, lease: Lease, dead: &[Seq]) {
+        each!(self, q => q.ack(lease, dead).await);
+    }
+    async fn dead_letter(&self, event: &Event, why: &DeadReason) -> Result<(), DeadLetterError> {
+        each!(self, q => q.dead_letter(event, why).await)
+    }
+    fn is_dead(&self, seq: Seq) -> bool {
+        each!(self, q => q.is_dead(seq))
+    }
+    fn first_unacked(&self) -> Seq {
+        each!(self, q => q.first_unacked())
+    }
+    fn stats(&self) -> QueueStats {
+        each!(self, q => q.stats())
+    }
+    fn retry_after(&self) -> Duration {
+        each!(self, q => q.retry_after())
+    }
+}

@@ -1,0 +1,116 @@
+//! Storage: where events end up, each once. The contract, and no implementation.
+//!
+//! Does not know HTTP and does not know the queue.
+//!
+//! 1. `connect` is the first contact: it checks and recovers; until it succeeds nothing is appended.
+//!    It is asked again after a failure.
+//! 2. `append` is idempotent on the seq: events that stand there already are left as they are, and
+//!    `Ok` means that every event of the batch stands there durably (I6, I7).
+//! 3. An error carries the decision ([`Kind`]); after one, nothing or a part of the batch may stand
+//!    there, and the same batch is appended again or in pieces.
+//! 4. `stands` tells whether a seq is there, behind every append that is still under way: it is asked
+//!    before a dead letter is written.
+//! 5. A storage with [`Storage::lanes`] of 1 is given rising seqs, one batch at a time.
+
+pub mod conformance;
+pub mod file;
+pub mod memory;
+pub mod noop;
+
+use std::future::Future;
+
+use crate::event::{ChannelName, Event, Seq};
+
+/// The storage's role. See the module's contract.
+pub trait Storage: Send + Sync + 'static {
+    /// First contact. `first_unacked` is the oldest seq that may come again; the largest seq of
+    /// ours that stands there comes back.
+    fn connect(
+        &self,
+        first_unacked: Seq,
+    ) -> impl Future<Output = Result<Option<Seq>, StorageError>> + Send;
+    /// Stores events, in rising order of seq.
+    fn append(&self, events: &[Event]) -> impl Future<Output = Result<(), StorageError>> + Send;
+    /// Whether a seq stands there.
+    fn stands(&self, seq: Seq) -> impl Future<Output = Result<bool, StorageError>> + Send;
+    /// How many writers it can serve at once.
+    fn lanes(&self) -> usize;
+    /// Whether it can be written to, for `check`; changes nothing that counts.
+    fn probe(&self) -> impl Future<Output = Result<(), StorageError>> + Send;
+}
+
+/// What to do about an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// An outage: the same again, for ever, with backoff; never a dead letter.
+    Retry,
+    /// The data: find the culprit, keep it as a dead letter, store the rest.
+    Reject,
+    /// A misconfigured table, say: that channel waits, the others go on.
+    Fatal,
+}
+
+/// An error of the storage. The text never holds payload.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text} ({code})")]
+pub struct StorageError {
+    /// What to do.
+    pub kind: Kind,
+    /// The backend's code, such as `23505` or `ENOSPC`.
+    pub code: String,
+    /// For the operator.
+    pub text: String,
+    /// The channel it is about, where it is about one.
+    pub channel: Option<ChannelName>,
+}
+
+impl StorageError {
+    /// An outage.
+    #[must_use]
+    pub fn retry(code: impl Into<String>, text: impl Into<String>) -> Self {
+        Self {
+            kind: Kind::Retry,
+            code: code.into(),
+            text: text.into(),
+            channel: None,
+        }
+    }
+}
+
+/// The configured storage, as a closed set.
+pub enum AnyStorage {
+    /// Lines in a file.
+    File(file::FileStorage),
+    /// Nothing at all.
+    Noop(noop::NoopStorage),
+    /// Nothing on disk; tests and simulation.
+    Memory(memory::MemoryStorage),
+}
+
+macro_rules! each {
+    ($self:ident, $s:ident => $body:expr) => {
+        match $self {
+            Self::File($s) => $body,
+            Self::Noop($s) => $body,
+            Self::Memory($s) => $body,
+        }
+    };
+}
+
+impl Storage for AnyStorage {
+    async fn connect(&self, first_unacked: Seq) -> Result<Option<Seq>, StorageError> {
+        each!(self, s => s.connect(first_unacked).await)
+    }
+    async fn append(&self, events: &[Event]) -> Result<(), StorageError> {
+        each!(self, s => s.append(events).await)
+    }
+    async fn stands(&self, seq: Seq) -> Result<bool, StorageError> {
+        each!(self, s => s.stands(seq).await)
+    }
+    fn lanes(&self) -> usize {
+        each!(self, s => s.lanes())
+    }
+    async fn probe(&self) -> Result<(), StorageError> {
+        each!(self, s => s.probe().await)
+    }
+}

@@ -1,0 +1,28 @@
+//! Storage that discards everything: for measuring what comes before it.
+//!
+//! Knows nothing.
+
+use super::{Storage, StorageError};
+use crate::event::{Event, Seq};
+
+/// Discards.
+#[derive(Debug, Default)]
+pub struct NoopStorage;
+
+impl Storage for NoopStorage {
+    async fn connect(&self, _first_unacked: Seq) -> Result<Option<Seq>, StorageError> {
+        Ok(None)
+    }
+    async fn append(&self, _events: &[Event]) -> Result<(), StorageError> {
+        Ok(())
+    }
+    async fn stands(&self, _seq: Seq) -> Result<bool, StorageError> {
+        Ok(false)
+    }
+    fn lanes(&self) -> usize {
+        usize::MAX
+    }
+    async fn probe(&self) -> Result<(), StorageError> {
+        Ok(())
+    }
+}

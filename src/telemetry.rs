@@ -1,0 +1,18 @@
+//! The log lines: to stderr, one a line, with the level that `log_level` names.
+//!
+//! Does not know what is logged.
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// Starts logging for the whole process; called once, by `serve`. `RUST_LOG` beats `level`.
+pub fn start(level: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_writer(std::io::stderr)
+        .finish();
+    // a second start (a test in this process) keeps the first
+    let _ = lines.try_init();
+}

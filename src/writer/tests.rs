@@ -1,0 +1,190 @@
+use std::collections::HashSet;
+
+use super::*;
+use crate::clock::Clock;
+use crate::queue::accounts::Ceilings;
+use crate::queue::conformance::batch;
+use crate::queue::memory::MemoryQueue;
+use crate::storage::memory::{MemoryStorage, reject};
+
+struct Bench {
+    queue: Arc<MemoryQueue>,
+    storage: MemoryStorage,
+    report: Report,
+    stop: watch::Sender<bool>,
+}
+
+fn bench() -> Bench {
+    let most = Ceilings {
+        max_events: 1 << 20,
+        max_bytes: 1 << 30,
+        channel_share: 1.0,
+    };
+    let buckets = prometheus::HistogramOpts::new("s", "s");
+    Bench {
+        queue: Arc::new(MemoryQueue::new(most, Clock::system())),
+        storage: MemoryStorage::default(),
+        report: Report {
+            trouble: Arc::new(watch::channel(None).0),
+            write_seconds: prometheus::Histogram::with_opts(buckets).unwrap(),
+        },
+        stop: watch::channel(false).0,
+    }
+}
+
+impl Bench {
+    async fn drain(&self) {
+        let orders = Orders {
+            stop: self.stop.subscribe(),
+            limit: batch_limit(Some(100), 1),
+        };
+        let work = run(
+            self.queue.clone(),
+            Arc::new(self.storage.clone()),
+            self.report.clone(),
+            orders,
+        );
+        let queue = self.queue.clone();
+        let watch = async {
+            while queue.stats().channels.iter().any(|(_, c)| c.queued > 0) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            queue.stop();
+        };
+        tokio::time::timeout(Duration::from_secs(3600), async {
+            tokio::join!(work, watch)
+        })
+        .await
+        .expect("the queue drains");
+    }
+
+    fn stored(&self) -> Vec<u64> {
+        self.storage.rows().iter().map(|e| e.seq.0).collect()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn exactly_the_bad_events_become_dead_letters() {
+    let bench = bench();
+    bench.queue.append(batch("a", 1, 250)).await.unwrap();
+    let bad: HashSet<u64> = [1, 77, 78, 200, 250].into();
+    let refused = bad.clone();
+    bench.storage.trouble(move |events| {
+        let hit = events.iter().any(|e| refused.contains(&e.seq.0));
+        hit.then(|| (reject("check violated"), false))
+    });
+    bench.drain().await;
+    let good: Vec<u64> = (1..=250).filter(|n| !bad.contains(n)).collect();
+    assert_eq!(bench.stored(), good);
+    assert!(bad.iter().all(|n| bench.queue.is_dead(Seq(*n))));
+    let counts = bench.queue.stats().channels[0].1;
+    assert_eq!((counts.stored, counts.dead_lettered), (245, 5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_however_long_dead_letters_nothing() {
+    for kind in [Kind::Retry, Kind::Fatal] {
+        let bench = bench();
+        bench.queue.append(batch("a", 1, 30)).await.unwrap();
+        let mut left = 200;
+        bench.storage.trouble(move |_| {
+            left -= 1;
+            let error = StorageError {
+                kind,
+                ..reject("down")
+            };
+            (left > 0).then_some((error, false))
+        });
+        bench.drain().await;
+        assert_eq!(bench.stored().len(), 30);
+        assert_eq!(bench.queue.stats().channels[0].1.dead_lettered, 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_answer_is_written_again_and_stands_once() {
+    let bench = bench();
+    bench.queue.append(batch("a", 1, 30)).await.unwrap();
+    let mut first = true;
+    bench.storage.trouble(move |_| {
+        std::mem::take(&mut first).then(|| (StorageError::retry("lost", "connection lost"), true))
+    });
+    bench.drain().await;
+    assert_eq!(bench.stored().len(), 30);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_stands_in_storage_is_not_made_a_dead_letter() {
+    let bench = bench();
+    bench.queue.append(batch("a", 1, 1)).await.unwrap();
+    // the commit's answer is lost, and a check added since refuses the second writing
+    let mut turn = 0;
+    bench.storage.trouble(move |_| {
+        turn += 1;
+        match turn {
+            1 => Some((StorageError::retry("lost", "connection lost"), true)),
+            _ => Some((reject("check violated"), false)),
+        }
+    });
+    bench.drain().await;
+    assert_eq!(bench.stored(), [1]);
+    assert!(!bench.queue.is_dead(Seq(1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redelivered_dead_letter_is_acked_untried() {
+    let bench = bench();
+    bench.queue.append(batch("a", 1, 3)).await.unwrap();
+    let lease = bench.queue.lease(batch_limit(None, 1)).await.unwrap();
+    let why = DeadReason {
+        code: "x".to_owned(),
+        text: String::new(),
+    };
+    bench
+        .queue
+        .dead_letter(&lease.events[1], &why)
+        .await
+        .unwrap();
+    drop(lease);
+    let queue = Arc::new(MemoryQueue::clone(&bench.queue).reopen());
+    let bench = Bench { queue, ..bench };
+    bench.drain().await;
+    assert_eq!(
+        bench.stored(),
+        [1, 3],
+        "what refused it may be gone by now: it is dead all the same"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_in_an_outage_acks_nothing() {
+    let bench = bench();
+    bench.queue.append(batch("a", 1, 3)).await.unwrap();
+    bench
+        .storage
+        .trouble(|_| Some((StorageError::retry("down", "down"), false)));
+    let orders = Orders {
+        stop: bench.stop.subscribe(),
+        limit: batch_limit(None, 1),
+    };
+    let storage = Arc::new(bench.storage.clone());
+    let work = run(bench.queue.clone(), storage, bench.report.clone(), orders);
+    let stop = async {
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        bench.stop.send_replace(true);
+    };
+    tokio::join!(work, stop);
+    assert_eq!(bench.queue.stats().channels[0].1.queued, 3);
+}
+
+#[test]
+fn batches_of_all_workers_together_stay_bounded() {
+    for (configured, workers, want) in [
+        (None, 1, 8192),
+        (Some(200), 4, 200),
+        (Some(1_000_000), 1, 65_536),
+        (None, 64, 1024),
+    ] {
+        assert_eq!(batch_limit(configured, workers).events, want);
+    }
+}
