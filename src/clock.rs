@@ -34,10 +34,7 @@ impl Clock {
     /// A clock that stands at `wall` until a test moves it.
     #[must_use]
     pub fn manual(wall: Micros) -> Self {
-        let hands = Hands {
-            wall_micros: wall.0,
-            mono: Duration::ZERO,
-        };
+        let hands = Hands { wall_micros: wall.0, mono: Duration::ZERO };
         Self(Source::Manual(Arc::new(Mutex::new(hands))))
     }
 
@@ -50,12 +47,9 @@ impl Clock {
                 Ok(since) => i64::try_from(since.as_micros()).unwrap_or(i64::MAX),
                 Err(before) => -i64::try_from(before.duration().as_micros()).unwrap_or(i64::MAX),
             }),
-            Source::Manual(hands) => Micros(
-                hands
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .wall_micros,
-            ),
+            Source::Manual(hands) => {
+                Micros(hands.lock().unwrap_or_else(PoisonError::into_inner).wall_micros)
+            }
         }
     }
 
@@ -80,10 +74,7 @@ impl Clock {
     /// Sets the wall clock alone, as a resumed machine or an operator does. Only a manual clock obeys.
     pub fn set_wall(&self, wall: Micros) {
         if let Source::Manual(hands) = &self.0 {
-            hands
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .wall_micros = wall.0;
+            hands.lock().unwrap_or_else(PoisonError::into_inner).wall_micros = wall.0;
         }
     }
 }
@@ -130,14 +121,8 @@ mod tests {
     fn a_manual_clock_moves_only_by_hand() {
         let clock = Clock::manual(Micros(5));
         clock.advance(Duration::from_micros(7));
-        assert_eq!(
-            (clock.wall(), clock.mono()),
-            (Micros(12), Duration::from_micros(7))
-        );
+        assert_eq!((clock.wall(), clock.mono()), (Micros(12), Duration::from_micros(7)));
         clock.set_wall(Micros(1));
-        assert_eq!(
-            (clock.wall(), clock.mono()),
-            (Micros(1), Duration::from_micros(7))
-        );
+        assert_eq!((clock.wall(), clock.mono()), (Micros(1), Duration::from_micros(7)));
     }
 }

@@ -134,9 +134,7 @@ impl Disk for OsDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        Ok(Box::new(OsFile(
-            OpenOptions::new().read(true).write(true).open(path)?,
-        )))
+        Ok(Box::new(OsFile(OpenOptions::new().read(true).write(true).open(path)?)))
     }
 
     #[allow(clippy::disallowed_methods)] // the one place
@@ -248,17 +246,9 @@ impl DirLock {
     /// # Errors
     /// [`LockError::Held`] where another process has it, at once and without waiting.
     pub fn take(path: &Path) -> Result<Self, LockError> {
-        let io = |source| LockError::Io {
-            path: path.to_owned(),
-            source,
-        };
+        let io = |source| LockError::Io { path: path.to_owned(), source };
         let mut options = OpenOptions::new();
-        options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o640);
+        options.read(true).write(true).create(true).truncate(false).mode(0o640);
         let mut file = options.open(path).map_err(io)?;
         match file.try_lock() {
             Ok(()) => {}
@@ -269,18 +259,14 @@ impl DirLock {
                     "" => String::new(),
                     pid => format!(" (pid {pid})"),
                 };
-                return Err(LockError::Held {
-                    path: path.to_owned(),
-                    holder,
-                });
+                return Err(LockError::Held { path: path.to_owned(), holder });
             }
             Err(std::fs::TryLockError::Error(e)) => return Err(io(e)),
         }
         // the pid is for the other process's message only; the lock itself is the flock
         file.set_len(0).map_err(io)?;
         file.seek(SeekFrom::Start(0)).map_err(io)?;
-        file.write_all(std::process::id().to_string().as_bytes())
-            .map_err(io)?;
+        file.write_all(std::process::id().to_string().as_bytes()).map_err(io)?;
         Ok(Self { _file: file })
     }
 }
@@ -295,10 +281,7 @@ mod tests {
         let path = dir.path().join("x.lock");
         let held = DirLock::take(&path).unwrap();
         let text = DirLock::take(&path).unwrap_err().to_string();
-        assert!(
-            text.contains(&format!("pid {}", std::process::id())),
-            "{text}"
-        );
+        assert!(text.contains(&format!("pid {}", std::process::id())), "{text}");
         drop(held);
         assert!(DirLock::take(&path).is_ok());
     }

@@ -89,15 +89,7 @@ impl Health {
     ) -> Self {
         let started = clock.mono();
         let (stopping, rejected) = (AtomicBool::new(false), AtomicU64::new(0));
-        Self {
-            facts,
-            queue,
-            trouble,
-            clock,
-            started,
-            stopping,
-            rejected,
-        }
+        Self { facts, queue, trouble, clock, started, stopping, rejected }
     }
 
     /// The node begins to stop: not ready and not healthy from now on.
@@ -133,19 +125,12 @@ impl Health {
     pub fn report(&self) -> Report {
         let stats = self.queue.stats();
         let sum = |pick: fn(&crate::queue::accounts::Counts) -> u64| {
-            stats
-                .channels
-                .iter()
-                .map(|(_, counts)| pick(counts))
-                .sum::<u64>()
+            stats.channels.iter().map(|(_, counts)| pick(counts)).sum::<u64>()
         };
         let now = self.clock.wall().0;
         let age = |at: i64| (now - at).max(0) as f64 / 1e6;
         let facts = self.facts.clone();
-        let last_error = stats
-            .refusing
-            .clone()
-            .or_else(|| self.trouble.borrow().clone());
+        let last_error = stats.refusing.clone().or_else(|| self.trouble.borrow().clone());
         let mut degraded = facts.degraded;
         degraded.extend(last_error.clone());
         let status = match () {

@@ -65,7 +65,7 @@ impl<Q: Queue> Door<Q> {
         let checked = if body.len() <= INLINE_BYTES {
             check(channel, &body, form, &self.profile)
         } else {
-            let (channel, profile) = (channel.clone(), self.profile.clone());
+            let (channel, profile) = (channel.clone(), self.profile);
             task::blocking(move || check(&channel, &body, form, &profile)).await
         };
         let (payloads, cut_members) = checked.map_err(Refused::Invalid)?;
@@ -77,11 +77,7 @@ impl<Q: Queue> Door<Q> {
             payloads,
         };
         match tokio::time::timeout(self.enqueue_timeout, self.queue.append(batch)).await {
-            Ok(Ok(seqs)) => Ok(Accepted {
-                count,
-                seqs,
-                cut_members,
-            }),
+            Ok(Ok(seqs)) => Ok(Accepted { count, seqs, cut_members }),
             Ok(Err(e)) => Err(Refused::Queue(e)),
             Err(_) => Err(Refused::TimedOut(self.enqueue_timeout)),
         }

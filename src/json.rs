@@ -57,11 +57,7 @@ pub struct Profile {
 
 impl Default for Profile {
     fn default() -> Self {
-        Self {
-            max_depth: 31,
-            duplicate_keys: DuplicateKeys::Last,
-            max_items: 1_000,
-        }
+        Self { max_depth: 31, duplicate_keys: DuplicateKeys::Last, max_items: 1_000 }
     }
 }
 

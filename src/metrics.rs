@@ -69,42 +69,20 @@ metrics! {
 type Pick = fn(&Counts) -> u64;
 
 const EVENT_COUNTERS: [(&str, &str, Pick); 5] = [
-    (
-        "replicon_events_accepted_total",
-        "Events made durable and answered with 202.",
-        |c| c.accepted,
-    ),
-    (
-        "replicon_events_recovered_total",
-        "Events found unwritten in the queue at start.",
-        |c| c.recovered,
-    ),
-    (
-        "replicon_events_stored_total",
-        "Events that storage confirmed.",
-        |c| c.stored,
-    ),
-    (
-        "replicon_events_dead_lettered_total",
-        "Events kept as dead letters.",
-        |c| c.dead_lettered,
-    ),
-    (
-        "replicon_events_lost_total",
-        "Events in damaged stretches of the log.",
-        |c| c.lost,
-    ),
+    ("replicon_events_accepted_total", "Events made durable and answered with 202.", |c| {
+        c.accepted
+    }),
+    ("replicon_events_recovered_total", "Events found unwritten in the queue at start.", |c| {
+        c.recovered
+    }),
+    ("replicon_events_stored_total", "Events that storage confirmed.", |c| c.stored),
+    ("replicon_events_dead_lettered_total", "Events kept as dead letters.", |c| c.dead_lettered),
+    ("replicon_events_lost_total", "Events in damaged stretches of the log.", |c| c.lost),
 ];
 
 const QUEUE_GAUGES: [(&str, &str, Pick); 2] = [
-    ("replicon_queue_events", "Events in the queue.", |c| {
-        c.queued
-    }),
-    (
-        "replicon_queue_bytes",
-        "Bytes that the queue's events take.",
-        |c| c.queued_bytes,
-    ),
+    ("replicon_queue_events", "Events in the queue.", |c| c.queued),
+    ("replicon_queue_bytes", "Bytes that the queue's events take.", |c| c.queued_bytes),
 ];
 
 /// The queue's counts, all of one moment.
@@ -122,8 +100,7 @@ fn queue_families(stats: &QueueStats) -> prometheus::Result<Vec<MetricFamily>> {
         let vec = IntGaugeVec::new(Opts::new(name, help), &["channel"])?;
         for (channel, counts) in &stats.channels {
             let label = channel.as_ref().map_or("", |name| name.as_str());
-            vec.with_label_values(&[label])
-                .set(i64::try_from(pick(counts)).unwrap_or(i64::MAX));
+            vec.with_label_values(&[label]).set(i64::try_from(pick(counts)).unwrap_or(i64::MAX));
         }
         families.extend(vec.collect());
     }
@@ -137,11 +114,7 @@ impl Metrics {
     /// Where the encoder refuses, which a test excludes.
     pub fn render(&self, stats: &QueueStats) -> prometheus::Result<Vec<u8>> {
         let mut families = self.registry.gather();
-        families.extend(
-            queue_families(stats)?
-                .into_iter()
-                .filter(|f| !f.get_metric().is_empty()),
-        );
+        families.extend(queue_families(stats)?.into_iter().filter(|f| !f.get_metric().is_empty()));
         let mut out = Vec::with_capacity(8192);
         TextEncoder::new().encode(&families, &mut out)?;
         Ok(out)

@@ -49,6 +49,9 @@ pub enum StartError {
     Metrics(#[from] prometheus::Error),
 }
 
+/// How long requests under way may take after the drain.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
+
 /// A running node.
 pub struct Node {
     /// Where it listens.
@@ -73,9 +76,7 @@ impl Node {
     pub async fn start(config: &Config, threads: usize) -> Result<Self, StartError> {
         let (clock, spine, metrics) = (Clock::system(), Spine::default(), Metrics::new()?);
         let options = queue_options(config, &clock, &spine, &metrics);
-        let queue = Arc::new(AnyQueue::File(
-            task::blocking(|| FileQueue::open(options)).await?,
-        ));
+        let queue = Arc::new(AnyQueue::File(task::blocking(|| FileQueue::open(options)).await?));
         let storage = Arc::new(open_storage(&config.storage, &config.node_name, &clock));
         let trouble = Arc::new(watch::channel(None).0);
         let workers = config.writer.workers.min(storage.lanes());
@@ -86,22 +87,11 @@ impl Node {
         let (stop_http, _) = watch::channel(false);
         let (stop_writing, stop) = watch::channel(false);
 
-        let report = writer::Report {
-            trouble,
-            write_seconds: metrics.write_seconds.clone(),
-        };
-        let orders = Orders {
-            stop,
-            limit: writer::batch_limit(config.writer.batch_size, workers),
-        };
-        let write = write(
-            queue.clone(),
-            storage,
-            report,
-            orders,
-            workers,
-            spine.clone(),
-        );
+        let report = writer::Report { trouble, write_seconds: metrics.write_seconds.clone() };
+        let limit = writer::batch_limit(config.writer.batch_size, workers);
+        let flush = config.writer.flush;
+        let orders = Orders { stop, limit, flush, busy: Arc::default() };
+        let write = write(queue.clone(), storage, report, orders, workers, spine.clone());
         let writing = spine.task("writing", write);
 
         let app = Arc::new(App {
@@ -109,7 +99,7 @@ impl Node {
             door: Door {
                 queue: queue.clone(),
                 clock: clock.clone(),
-                profile: config.json.clone(),
+                profile: config.json,
                 enqueue_timeout: config.http.enqueue_timeout,
             },
             health: health.clone(),
@@ -125,10 +115,7 @@ impl Node {
             None => (None, None),
             Some(listen) => {
                 let bound = Server::bind(listen, limits(config), clock, metrics).await;
-                let say = |source| StartError::Listen {
-                    addr: listen.clone(),
-                    source,
-                };
+                let say = |source| StartError::Listen { addr: listen.clone(), source };
                 let server = bound.map_err(say)?;
                 let addr = server.addr().map_err(say)?;
                 let run = server.run(routes(app), stop_http.subscribe());
@@ -165,34 +152,25 @@ impl Node {
     /// deadline allows, log sealed. What is undrained stays in the log.
     pub async fn shutdown(self) {
         self.spine.stopping();
+        // from now on events are refused and /healthz says 503, to whoever asks: a balancer sees a
+        // node that is leaving, not one that is broken
         self.health.stop();
-        self.stop_http.send_replace(true);
         let drain = async {
-            if let Some(http) = self.http {
-                let _ = http.await;
-            }
-            while self.draining
-                && self
-                    .queue
-                    .stats()
-                    .channels
-                    .iter()
-                    .any(|(_, c)| c.queued > 0)
-            {
+            while self.draining && self.queue.stats().channels.iter().any(|(_, c)| c.queued > 0) {
                 task::sleep(Duration::from_millis(10)).await;
             }
         };
         if tokio::time::timeout(self.timeout, drain).await.is_err() {
-            let left: u64 = self
-                .queue
-                .stats()
-                .channels
-                .iter()
-                .map(|(_, c)| c.queued)
-                .sum();
+            let left: u64 = self.queue.stats().channels.iter().map(|(_, c)| c.queued).sum();
             tracing::warn!(
                 "shutdown_timeout_ms has passed; {left} events stay in the queue for the next start"
             );
+        }
+        self.stop_http.send_replace(true);
+        if let Some(http) = self.http
+            && tokio::time::timeout(LAST_ANSWERS, http).await.is_err()
+        {
+            tracing::warn!("some clients have not taken their answers; their connections are cut");
         }
         self.stop_writing.send_replace(true);
         if let AnyQueue::File(queue) = &*self.queue {
@@ -230,12 +208,7 @@ async fn write(
     }
     let mut running = Vec::new();
     for i in 1..=workers {
-        let run = writer::run(
-            queue.clone(),
-            storage.clone(),
-            report.clone(),
-            orders.clone(),
-        );
+        let run = writer::run(queue.clone(), storage.clone(), report.clone(), orders.clone());
         running.push(spine.task(&format!("writer {i}"), run));
     }
     for worker in running {
@@ -261,12 +234,7 @@ async fn make_certain(queue: &Arc<AnyQueue>) {
 }
 
 fn queue_options(config: &Config, clock: &Clock, spine: &Spine, metrics: &Metrics) -> log::Options {
-    let QueueConfig {
-        max_events,
-        max_bytes,
-        channel_share,
-        ..
-    } = config.queue;
+    let QueueConfig { max_events, max_bytes, channel_share, .. } = config.queue;
     let several = config.channels.all().filter(|c| c.enabled).count() > 1;
     let channel_share = if several { channel_share } else { 1.0 };
     log::Options {
@@ -280,11 +248,7 @@ fn queue_options(config: &Config, clock: &Clock, spine: &Spine, metrics: &Metric
             SyncMode::Interval(every) => log::SyncMode::Interval(every),
         },
         segment_bytes: config.queue.segment_bytes,
-        ceilings: Ceilings {
-            max_events,
-            max_bytes,
-            channel_share,
-        },
+        ceilings: Ceilings { max_events, max_bytes, channel_share },
         min_free_bytes: config.queue.min_free_bytes,
         dead_letter_max_bytes: config.queue.dead_letter_max_bytes,
         lock: true,
@@ -340,10 +304,8 @@ fn facts(config: &Config, queue: &AnyQueue, threads: usize, workers: usize) -> F
 }
 
 fn limits(config: &Config) -> Limits {
-    let deadlines = Deadlines {
-        header: config.http.header_timeout,
-        idle: config.http.idle_timeout,
-    };
+    let deadlines =
+        Deadlines { header: config.http.header_timeout, idle: config.http.idle_timeout };
     Limits {
         deadlines,
         max_connections: config.http.max_connections,

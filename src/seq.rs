@@ -71,12 +71,7 @@ impl Seqs {
         let term = clock_term(clock.wall()).unwrap_or(0);
         let next = used.max(term).max(1);
         let offset = offset(&clock);
-        Self {
-            next,
-            ceiling: next,
-            clock,
-            offset,
-        }
+        Self { next, ceiling: next, clock, offset }
     }
 
     /// The next seq to be given out.
@@ -115,11 +110,7 @@ impl Seqs {
     /// # Errors
     /// [`Exhausted`] at 2^53.
     pub fn ceiling_for(&self, n: u64) -> Result<Option<u64>, Exhausted> {
-        let need = self
-            .next
-            .checked_add(n)
-            .filter(|need| *need <= MAX_SEQ + 1)
-            .ok_or(Exhausted)?;
+        let need = self.next.checked_add(n).filter(|need| *need <= MAX_SEQ + 1).ok_or(Exhausted)?;
         Ok((need > self.ceiling).then(|| need.saturating_add(BLOCK).min(MAX_SEQ + 1)))
     }
 
@@ -130,10 +121,7 @@ impl Seqs {
 
     /// Gives out `n` seqs; the first. The caller has asked [`Seqs::ceiling_for`].
     pub fn take(&mut self, n: u64) -> Seq {
-        debug_assert!(
-            self.next + n <= self.ceiling,
-            "a seq above its durable ceiling"
-        );
+        debug_assert!(self.next + n <= self.ceiling, "a seq above its durable ceiling");
         let first = self.next;
         self.next += n;
         Seq(first)

@@ -22,10 +22,7 @@ pub struct Spine {
 
 impl Default for Spine {
     fn default() -> Self {
-        Self {
-            death: Arc::new(watch::channel(None).0),
-            stopping: Arc::default(),
-        }
+        Self { death: Arc::new(watch::channel(None).0), stopping: Arc::default() }
     }
 }
 
@@ -68,12 +65,10 @@ impl Spine {
         F: FnOnce() + Send + 'static,
     {
         let (spine, label) = (self.clone(), name.to_owned());
-        std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || {
-                let result = catch_unwind(AssertUnwindSafe(run));
-                spine.ended(&label, result.err().as_deref());
-            })
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let result = catch_unwind(AssertUnwindSafe(run));
+            spine.ended(&label, result.err().as_deref());
+        })
     }
 
     /// Starts a task of the spine on the current runtime.

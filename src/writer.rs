@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -38,6 +39,10 @@ pub struct Orders {
     pub stop: watch::Receiver<bool>,
     /// Most events a batch.
     pub limit: LeaseLimit,
+    /// `writer_batch_flush_ms`: how long a batch may wait to fill while another is in the storage.
+    pub flush: Duration,
+    /// Batches in the storage now, all workers together.
+    pub busy: Arc<AtomicUsize>,
 }
 
 /// The bounds of a batch: `writer_batch_size` where it is a number, kept below what all workers may
@@ -45,10 +50,7 @@ pub struct Orders {
 #[must_use]
 pub fn batch_limit(configured: Option<usize>, workers: usize) -> LeaseLimit {
     let most = MAX_AHEAD / workers.max(1);
-    LeaseLimit {
-        events: configured.unwrap_or(AUTO_BATCH).min(most).max(1),
-        bytes: BATCH_BYTES,
-    }
+    LeaseLimit { events: configured.unwrap_or(AUTO_BATCH).min(most).max(1), bytes: BATCH_BYTES }
 }
 
 /// Waits for the first contact with storage; `None` where the node stopped first.
@@ -67,12 +69,7 @@ pub async fn first_contact<Q: Queue, S: Storage>(
             }
             Err(e) => note(report, Some(&e)),
         }
-        if unless_stopped(stop, crate::task::sleep(backoff))
-            .await
-            .is_none()
-        {
-            return None;
-        }
+        unless_stopped(stop, crate::task::sleep(backoff)).await?;
         backoff = (backoff * 2).min(MAX_BACKOFF);
     }
 }
@@ -85,15 +82,19 @@ pub async fn run<Q: Queue, S: Storage>(
     orders: Orders,
 ) {
     let mut stop = orders.stop.clone();
-    while let Ok(lease) = queue.lease(orders.limit).await {
-        let worker = Worker {
-            queue: &*queue,
-            storage: &*storage,
-            report: &report,
-        };
-        let Some(dead) = worker.settle(&lease.events, &mut stop).await else {
-            return;
-        };
+    let mut last_was_full = false;
+    loop {
+        // an idle writer takes what is there at once; beside a busy one, small batches may fill up
+        if !last_was_full && orders.busy.load(Ordering::Relaxed) > 0 {
+            let _ = unless_stopped(&mut stop, crate::task::sleep(orders.flush)).await;
+        }
+        let Ok(lease) = queue.lease(orders.limit).await else { return };
+        last_was_full = lease.events.len() >= orders.limit.events;
+        let worker = Worker { queue: &*queue, storage: &*storage, report: &report };
+        orders.busy.fetch_add(1, Ordering::Relaxed);
+        let settled = worker.settle(&lease.events, &mut stop).await;
+        orders.busy.fetch_sub(1, Ordering::Relaxed);
+        let Some(dead) = settled else { return };
         queue.ack(lease, &dead).await;
     }
 }
@@ -109,20 +110,13 @@ impl<Q: Queue, S: Storage> Worker<'_, Q, S> {
     /// the node stopped first; then nothing may be acked.
     async fn settle(&self, events: &[Event], stop: &mut watch::Receiver<bool>) -> Option<Vec<Seq>> {
         // a seq that has a dead letter was resolved before a crash: untried
-        let mut dead: Vec<Seq> = events
-            .iter()
-            .map(|e| e.seq)
-            .filter(|seq| self.queue.is_dead(*seq))
-            .collect();
+        let mut dead: Vec<Seq> =
+            events.iter().map(|e| e.seq).filter(|seq| self.queue.is_dead(*seq)).collect();
         let left: Vec<Event>;
         let mut stack = if dead.is_empty() {
             vec![events]
         } else {
-            left = events
-                .iter()
-                .filter(|e| !dead.contains(&e.seq))
-                .cloned()
-                .collect();
+            left = events.iter().filter(|e| !dead.contains(&e.seq)).cloned().collect();
             vec![&left[..]]
         };
         // halves are stored in order, so that storage with one lane sees rising seqs
@@ -184,10 +178,7 @@ impl<Q: Queue, S: Storage> Worker<'_, Q, S> {
             match self.storage.stands(event.seq).await {
                 Ok(true) => return Some(false),
                 Ok(false) => {
-                    let reason = DeadReason {
-                        code: why.code.clone(),
-                        text: why.text.clone(),
-                    };
+                    let reason = DeadReason { code: why.code.clone(), text: why.text.clone() };
                     match self.queue.dead_letter(event, &reason).await {
                         Ok(()) => {
                             tracing::error!(

@@ -51,9 +51,7 @@ pub fn authorized(keys: &[KeyDigest], header: Option<&[u8]>) -> bool {
         return false;
     };
     let presented = KeyDigest::of_bytes(key);
-    keys.iter().fold(false, |found, known| {
-        black_box(found | known.matches(&presented))
-    })
+    keys.iter().fold(false, |found, known| black_box(found | known.matches(&presented)))
 }
 
 /// The key of a bearer credential; `None` where it is another scheme or the key is empty.
@@ -89,11 +87,7 @@ mod tests {
             ("Basic key-one", false),
             ("Bearerkey-one", false),
         ] {
-            assert_eq!(
-                authorized(&keys, Some(header.as_bytes())),
-                expect,
-                "{header:?}"
-            );
+            assert_eq!(authorized(&keys, Some(header.as_bytes())), expect, "{header:?}");
         }
         assert!(!authorized(&keys, None));
         assert!(!authorized(&keys, Some(b"Bearer \xFF")));

@@ -118,10 +118,7 @@ type Verdict = Result<(), &'static str>;
 
 impl FieldType {
     /// The type of a column for which none is configured.
-    pub const TEXT: Self = Self {
-        base: Base::Text,
-        array: false,
-    };
+    pub const TEXT: Self = Self { base: Base::Text, array: false };
 
     /// Reads a type as `channels.yml` names it: any name, alias or synonym, in any case and spacing,
     /// with `[]` for an array. Modifiers such as `(10)` or `(12,2)` are accepted and dropped.
@@ -172,17 +169,11 @@ impl FieldType {
             return self.base.check(raw);
         }
         if raw.first() != Some(&b'[') {
-            return Err(format!(
-                "must be an array of {}, but is {}",
-                self.base,
-                kind_of(raw)
-            ));
+            return Err(format!("must be an array of {}, but is {}", self.base, kind_of(raw)));
         }
         for (at, element) in json::elements(raw).enumerate() {
             if element != b"null" {
-                self.base
-                    .check(element)
-                    .map_err(|reason| format!("element {at} {reason}"))?;
+                self.base.check(element).map_err(|reason| format!("element {at} {reason}"))?;
             }
         }
         Ok(())
@@ -198,10 +189,7 @@ impl fmt::Display for FieldType {
 
 impl fmt::Display for Base {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = NAMES
-            .iter()
-            .find(|(_, base)| base == self)
-            .map_or("text", |(name, _)| *name);
+        let name = NAMES.iter().find(|(_, base)| base == self).map_or("text", |(name, _)| *name);
         f.write_str(name)
     }
 }
@@ -234,11 +222,7 @@ impl Base {
                 };
             }
         };
-        if good {
-            Ok(())
-        } else {
-            Err(self.wrong_kind(raw))
-        }
+        if good { Ok(()) } else { Err(self.wrong_kind(raw)) }
     }
 
     fn wrong_kind(self, raw: &[u8]) -> String {
@@ -384,11 +368,9 @@ fn is_single(raw: &[u8]) -> bool {
 fn uuid(text: &str) -> Verdict {
     let lengths = [8, 4, 4, 4, 12];
     let mut groups = text.split('-');
-    let good = lengths.iter().all(|length| {
-        groups
-            .next()
-            .is_some_and(|group| group.len() == *length && is_hex(group))
-    });
+    let good = lengths
+        .iter()
+        .all(|length| groups.next().is_some_and(|group| group.len() == *length && is_hex(group)));
     if good && groups.next().is_none() {
         Ok(())
     } else {

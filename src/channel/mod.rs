@@ -141,11 +141,8 @@ impl Registry {
             return Err(RegistryError::NoneEnabled);
         }
         let channels: Vec<Arc<Channel>> = channels.into_iter().map(Arc::new).collect();
-        let by_name = channels
-            .iter()
-            .enumerate()
-            .map(|(at, channel)| (channel.name.clone(), at))
-            .collect();
+        let by_name =
+            channels.iter().enumerate().map(|(at, channel)| (channel.name.clone(), at)).collect();
         Ok(Self { channels, by_name })
     }
 
@@ -258,10 +255,7 @@ mod tests {
             ..SchemaSource::default()
         })
         .unwrap();
-        Channel {
-            mode: Mode::Structured(Arc::new(schema)),
-            ..raw(name, enabled)
-        }
+        Channel { mode: Mode::Structured(Arc::new(schema)), ..raw(name, enabled) }
     }
 
     fn refused(channels: Vec<Channel>, reason: &str) {
@@ -278,64 +272,38 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(registry.enabled("one").unwrap().tag(), ModeTag::Raw);
-        assert_eq!(
-            registry.enabled("three").unwrap().tag(),
-            ModeTag::Structured
-        );
+        assert_eq!(registry.enabled("three").unwrap().tag(), ModeTag::Structured);
         assert!(registry.enabled("two").is_none());
         assert!(registry.get("two").is_some());
         assert!(registry.enabled("ONE").is_none());
         assert!(registry.enabled("four").is_none());
-        let names: Vec<&str> = registry
-            .all()
-            .map(|channel| channel.name.as_str())
-            .collect();
+        let names: Vec<&str> = registry.all().map(|channel| channel.name.as_str()).collect();
         assert_eq!(names, ["one", "two", "three"]);
     }
 
     #[test]
     fn names_differ_by_more_than_case() {
-        refused(
-            vec![raw("Events", true), raw("events", false)],
-            "Events and events",
-        );
-        refused(
-            vec![raw("events", true), raw("events", true)],
-            "events and events",
-        );
+        refused(vec![raw("Events", true), raw("events", false)], "Events and events");
+        refused(vec![raw("events", true), raw("events", true)], "events and events");
     }
 
     #[test]
     fn enabled_channels_share_no_table_and_no_index() {
         refused(
-            vec![
-                structured("a", true, "T", "i"),
-                structured("b", true, "t", "j"),
-            ],
+            vec![structured("a", true, "T", "i"), structured("b", true, "t", "j")],
             "a and b share the table \"t\"",
         );
         refused(
-            vec![
-                structured("a", true, "t", "i"),
-                structured("b", true, "u", "I"),
-            ],
+            vec![structured("a", true, "t", "i"), structured("b", true, "u", "I")],
             "a and b both name an index \"I\"",
         );
-        let disabled = vec![
-            structured("a", true, "t", "i"),
-            structured("b", false, "t", "i"),
-        ];
+        let disabled = vec![structured("a", true, "t", "i"), structured("b", false, "t", "i")];
         assert!(Registry::new(disabled).is_ok());
     }
 
     #[test]
     fn our_own_tables_are_no_channels() {
-        for table in [
-            "events_raw",
-            "EVENTS_RAW",
-            "replication_progress",
-            "replicon_origin_seq",
-        ] {
+        for table in ["events_raw", "EVENTS_RAW", "replication_progress", "replicon_origin_seq"] {
             for enabled in [true, false] {
                 refused(
                     vec![raw("r", true), structured("a", enabled, table, "i")],

@@ -12,13 +12,8 @@ use super::field_type::FieldType;
 use super::nearest::nearest;
 
 /// The columns that every structured table has before those of its channel.
-pub const CANONICAL_COLUMNS: [&str; 5] = [
-    "origin_dc",
-    "origin_seq",
-    "node_name",
-    "channel",
-    "received_at",
-];
+pub const CANONICAL_COLUMNS: [&str; 5] =
+    ["origin_dc", "origin_seq", "node_name", "channel", "received_at"];
 
 /// The longest identifier, in bytes: PostgreSQL's limit, the lowest of all backends.
 pub const MAX_IDENT_LEN: usize = 63;
@@ -48,16 +43,8 @@ impl Ident {
         let good = !bytes.is_empty()
             && bytes.len() <= MAX_IDENT_LEN
             && !bytes[0].is_ascii_digit()
-            && bytes
-                .iter()
-                .all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
-        if good {
-            Ok(Self(text.into()))
-        } else {
-            Err(BadIdent {
-                text: text.to_owned(),
-            })
-        }
+            && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
+        if good { Ok(Self(text.into())) } else { Err(BadIdent { text: text.to_owned() }) }
     }
 
     /// The identifier as text.
@@ -196,10 +183,7 @@ impl IndexColumn {
             _ => None,
         };
         match found {
-            Some((name, desc)) => Ok(Self {
-                name: name.to_owned(),
-                desc,
-            }),
+            Some((name, desc)) => Ok(Self { name: name.to_owned(), desc }),
             None => Err(format!(
                 "{text:?} is not a column of an index: write \"column\" or \"column DESC\""
             )),
@@ -214,9 +198,8 @@ impl Schema {
     /// All that is wrong with it.
     pub fn new(source: &SchemaSource) -> Result<Self, Vec<SchemaError>> {
         let mut errors = Errors(Vec::new());
-        let table = Ident::new(&source.table)
-            .map_err(|bad| errors.add("table", bad.to_string()))
-            .ok();
+        let table =
+            Ident::new(&source.table).map_err(|bad| errors.add("table", bad.to_string())).ok();
         let columns = columns(source, &mut errors);
         let indexes = indexes(source, &mut errors);
         match table {
@@ -226,13 +209,7 @@ impl Schema {
                     .enumerate()
                     .map(|(at, column)| (column.name.clone(), at))
                     .collect();
-                Ok(Self {
-                    table,
-                    columns,
-                    on_unknown: source.on_unknown,
-                    indexes,
-                    positions,
-                })
+                Ok(Self { table, columns, on_unknown: source.on_unknown, indexes, positions })
             }
             _ => Err(errors.0),
         }
@@ -253,10 +230,7 @@ struct Errors(Vec<SchemaError>);
 
 impl Errors {
     fn add(&mut self, path: impl Into<String>, message: impl Into<String>) {
-        self.0.push(SchemaError {
-            path: path.into(),
-            message: message.into(),
-        });
+        self.0.push(SchemaError { path: path.into(), message: message.into() });
     }
 }
 
@@ -282,14 +256,11 @@ fn columns(source: &SchemaSource, errors: &mut Errors) -> Vec<Column> {
     let mut columns = Vec::with_capacity(source.columns.len());
     for (at, name) in source.columns.iter().enumerate() {
         let path = format!("columns[{at}]");
-        let canonical = CANONICAL_COLUMNS
-            .iter()
-            .any(|canonical| canonical.eq_ignore_ascii_case(name));
+        let canonical =
+            CANONICAL_COLUMNS.iter().any(|canonical| canonical.eq_ignore_ascii_case(name));
         if canonical {
-            errors.add(
-                path,
-                format!("{name:?} is a column that every table has: take another name"),
-            );
+            errors
+                .add(path, format!("{name:?} is a column that every table has: take another name"));
         } else if !seen.insert(folded(name)) {
             errors.add(
                 path,
@@ -358,10 +329,7 @@ fn index_columns(
     errors: &mut Errors,
 ) -> Vec<(Ident, bool)> {
     if index.columns.is_empty() {
-        errors.add(
-            format!("{path}.columns"),
-            "an index needs at least one column",
-        );
+        errors.add(format!("{path}.columns"), "an index needs at least one column");
     }
     let mut seen = HashSet::new();
     let mut columns = Vec::with_capacity(index.columns.len());
@@ -389,11 +357,7 @@ fn index_columns(
 }
 
 fn not_a_column(source: &SchemaSource, name: &str, more: &[&str]) -> String {
-    let known = source
-        .columns
-        .iter()
-        .map(String::as_str)
-        .chain(more.iter().copied());
+    let known = source.columns.iter().map(String::as_str).chain(more.iter().copied());
     match nearest(name, known) {
         Some(column) => {
             format!("{name:?} is not a column of this channel; did you mean {column:?}?")
@@ -412,11 +376,7 @@ mod tests {
     }
 
     fn index(name: Option<&str>, columns: &[&str]) -> IndexSource {
-        IndexSource {
-            name: name.map(str::to_owned),
-            unique: false,
-            columns: strings(columns),
-        }
+        IndexSource { name: name.map(str::to_owned), unique: false, columns: strings(columns) }
     }
 
     fn source() -> SchemaSource {
@@ -425,10 +385,7 @@ mod tests {
             columns: strings(&["report_time", "attacker_ip", "service", "json_data"]),
             required: strings(&["report_time", "service"]),
             field_types: BTreeMap::from([
-                (
-                    "report_time".to_owned(),
-                    "TIMESTAMP(3) with time zone".to_owned(),
-                ),
+                ("report_time".to_owned(), "TIMESTAMP(3) with time zone".to_owned()),
                 ("attacker_ip".to_owned(), "inet".to_owned()),
             ]),
             on_unknown: OnUnknown::Drop,
@@ -479,11 +436,8 @@ mod tests {
             ]
         );
         assert_eq!(schema.columns[1].ty.base, Base::Inet);
-        let keys: Vec<(&str, bool)> = schema.indexes[0]
-            .columns
-            .iter()
-            .map(|(name, desc)| (name.as_str(), *desc))
-            .collect();
+        let keys: Vec<(&str, bool)> =
+            schema.indexes[0].columns.iter().map(|(name, desc)| (name.as_str(), *desc)).collect();
         assert_eq!(keys, [("attacker_ip", false), ("received_at", true)]);
     }
 
@@ -499,18 +453,9 @@ mod tests {
     #[test]
     fn each_mistake_is_named_where_it_stands() {
         check(|s| s.table = "a b".into(), &[("table", "SQL identifier")]);
-        check(
-            |s| s.columns[3] = "1st".into(),
-            &[("columns[3]", "SQL identifier")],
-        );
-        check(
-            |s| s.columns[3] = "SERVICE".into(),
-            &[("columns[3]", "there twice")],
-        );
-        check(
-            |s| s.columns[3] = "Origin_Seq".into(),
-            &[("columns[3]", "every table has")],
-        );
+        check(|s| s.columns[3] = "1st".into(), &[("columns[3]", "SQL identifier")]);
+        check(|s| s.columns[3] = "SERVICE".into(), &[("columns[3]", "there twice")]);
+        check(|s| s.columns[3] = "Origin_Seq".into(), &[("columns[3]", "every table has")]);
         check(
             |s| s.required.push("servic".into()),
             &[("required[2]", "did you mean \"service\"?")],
@@ -527,15 +472,9 @@ mod tests {
             },
             &[("field_types.service", "did you mean \"text\"?")],
         );
+        check(|s| s.indexes.push(index(None, &[])), &[("indexes[1].columns", "at least one")]);
         check(
-            |s| s.indexes.push(index(None, &[])),
-            &[("indexes[1].columns", "at least one")],
-        );
-        check(
-            |s| {
-                s.indexes
-                    .push(index(None, &["servce DESC", "service up", "channel"]))
-            },
+            |s| s.indexes.push(index(None, &["servce DESC", "service up", "channel"])),
             &[
                 ("indexes[1].columns[0]", "did you mean \"service\"?"),
                 ("indexes[1].columns[1]", "write \"column\""),
@@ -572,11 +511,7 @@ mod tests {
             ("a\tdesc", "a", true),
         ] {
             let column = IndexColumn::parse(text).unwrap();
-            assert_eq!(
-                (column.name.as_str(), column.desc),
-                (name, desc),
-                "{text:?}"
-            );
+            assert_eq!((column.name.as_str(), column.desc), (name, desc), "{text:?}");
         }
         for bad in ["", " ", "a b", "a DESC x", "a, b", "DESC a b"] {
             assert!(IndexColumn::parse(bad).is_err(), "{bad:?}");

@@ -109,11 +109,7 @@ impl Report<'_> {
 
     fn push(&mut self, pointer: String, reason: String) {
         if !self.is_full() {
-            self.out.push(Violation {
-                index: self.index,
-                pointer,
-                reason,
-            });
+            self.out.push(Violation { index: self.index, pointer, reason });
         }
     }
 }
@@ -146,11 +142,7 @@ mod tests {
                     unique: false,
                     columns: strings(&["service", "comment DESC", "received_at"]),
                 },
-                IndexSource {
-                    name: None,
-                    unique: false,
-                    columns: strings(&["tags"]),
-                },
+                IndexSource { name: None, unique: false, columns: strings(&["tags"]) },
             ],
         })
         .unwrap()
@@ -200,11 +192,7 @@ mod tests {
             r#"{"service":null}"#,
             &[("/at", "missing"), ("/service", "but null")],
         );
-        check(
-            OnUnknown::Drop,
-            "{}",
-            &[("/at", "missing"), ("/service", "missing")],
-        );
+        check(OnUnknown::Drop, "{}", &[("/at", "missing"), ("/service", "missing")]);
     }
 
     #[test]
@@ -225,11 +213,7 @@ mod tests {
 
     #[test]
     fn an_escaped_key_names_its_column() {
-        check(
-            OnUnknown::Reject,
-            r#"{"a\u0074":"2024-05-01T12:00:00Z","service":"ssh"}"#,
-            &[],
-        );
+        check(OnUnknown::Reject, r#"{"a\u0074":"2024-05-01T12:00:00Z","service":"ssh"}"#, &[]);
     }
 
     #[test]

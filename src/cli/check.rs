@@ -8,7 +8,8 @@ use std::process::ExitCode;
 use super::sources::{self, Loaded};
 use super::{Global, WRONG};
 use crate::config::{Config, Problem, StorageConfig};
-use crate::fsx::parent;
+use crate::fsx::{OsDisk, parent};
+use crate::queue;
 
 /// Runs it.
 pub fn run(global: &Global) -> ExitCode {
@@ -26,10 +27,13 @@ pub fn run(global: &Global) -> ExitCode {
     for warning in &config.warnings {
         eprintln!("warning: {warning}");
     }
-    let problems: Vec<Problem> = directories(&config)
-        .iter()
-        .filter_map(|(key, dir)| try_write(key, dir))
-        .collect();
+    let mut problems: Vec<Problem> =
+        directories(&config).iter().filter_map(|(key, dir)| try_write(key, dir)).collect();
+    let disk = OsDisk::shared();
+    let (path, ack) = (&config.queue.path, &config.queue.ack_path);
+    if let Err(e) = queue::file::inspect(disk, path, ack, &config.node_name) {
+        problems.push(Problem::new("queue_file_path", e.to_string()));
+    }
     if problems.is_empty() {
         println!("# the configuration is right");
         return ExitCode::SUCCESS;
@@ -41,10 +45,7 @@ pub fn run(global: &Global) -> ExitCode {
 fn directories(config: &Config) -> Vec<(&'static str, PathBuf)> {
     let mut all = vec![
         ("queue_file_path", parent(&config.queue.path).to_owned()),
-        (
-            "queue_file_ack_path",
-            parent(&config.queue.ack_path).to_owned(),
-        ),
+        ("queue_file_ack_path", parent(&config.queue.ack_path).to_owned()),
     ];
     if let StorageConfig::File { path, .. } = &config.storage {
         all.push(("storage_file_path", parent(path).to_owned()));
@@ -54,22 +55,14 @@ fn directories(config: &Config) -> Vec<(&'static str, PathBuf)> {
 
 /// A directory that does not stand yet is made by the start: then its nearest parent must take it.
 fn try_write(key: &str, dir: &Path) -> Option<Problem> {
-    let standing = dir
-        .ancestors()
-        .find(|d| d.as_os_str().is_empty() || d.exists())?;
-    let standing = if standing.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        standing
-    };
+    let standing = dir.ancestors().find(|d| d.as_os_str().is_empty() || d.exists())?;
+    let standing = if standing.as_os_str().is_empty() { Path::new(".") } else { standing };
     let probe = standing.join(format!(".replicon-check-{}", std::process::id()));
-    let tried = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(&probe);
+    let tried = std::fs::OpenOptions::new().write(true).create_new(true).open(&probe);
     let problem = |e: std::io::Error| {
         let text = format!(
-            "{}: cannot be written: {e}; give it to the user that runs replicon, or set {key} to another path",
+            "{} cannot be made or written ({}: {e}); give it to the user that runs replicon, or set {key} to another path",
+            dir.display(),
             standing.display()
         );
         Problem::new(key.to_owned(), text)

@@ -27,7 +27,7 @@ Configuration: --config, else REPLICON_CONFIG, else conf/replicon.conf under the
 directory, else /etc/replicon/replicon.conf, else built-in defaults. --set beats REPLICON_<KEY> in
 the environment beats the file beats the default.
 
-Exit codes: 0 stopped in order, 1 died, 2 wrong configuration or usage.";
+Exit codes: 0 stopped in order, 1 died, 2 could not start (configuration, usage, what is in the way).";
 
 #[derive(Parser)]
 #[command(name = "replicon", version, about, after_help = EXAMPLES)]
@@ -38,23 +38,32 @@ struct Cli {
     command: Option<Command>,
 }
 
-/// Options that stand before or after the subcommand.
-#[derive(Args, Clone)]
+/// Options that stand before or after the subcommand. Not clap's global ones: of those that repeat,
+/// clap keeps only the places before or only the places after.
+#[derive(Args, Clone, Default)]
 struct Global {
     /// The configuration file.
-    #[arg(long, value_name = "FILE", global = true)]
+    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// One key of the configuration, for this run; may be repeated.
-    #[arg(long = "set", value_name = "KEY=VALUE", global = true, value_parser = key_value)]
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
+}
+
+impl Global {
+    /// What stands before the subcommand, and what stands behind it.
+    fn and(mut self, behind: Self) -> Self {
+        self.set.extend(behind.set);
+        Self { config: behind.config.or(self.config), set: self.set }
+    }
 }
 
 #[derive(Subcommand)]
 enum Command {
     /// Run the node (the default).
-    Serve,
+    Serve(Global),
     /// Validate all that can be validated without starting, and print what is in force.
-    Check,
+    Check(Global),
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
@@ -66,8 +75,8 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 #[must_use]
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
-    match cli.command.unwrap_or(Command::Serve) {
-        Command::Serve => serve::run(&cli.global),
-        Command::Check => check::run(&cli.global),
+    match cli.command.unwrap_or_else(|| Command::Serve(Global::default())) {
+        Command::Serve(behind) => serve::run(&cli.global.and(behind)),
+        Command::Check(behind) => check::run(&cli.global.and(behind)),
     }
 }

@@ -22,11 +22,7 @@ pub fn run(global: &Global) -> ExitCode {
         }
     };
     telemetry::start(&loaded.config.log_level);
-    tracing::info!(
-        "replicon {}, configuration: {}",
-        env!("CARGO_PKG_VERSION"),
-        loaded.source
-    );
+    tracing::info!("replicon {}, configuration: {}", env!("CARGO_PKG_VERSION"), loaded.source);
     for warning in &loaded.config.warnings {
         tracing::warn!("{warning}");
     }
@@ -35,10 +31,8 @@ pub fn run(global: &Global) -> ExitCode {
         .config
         .cpu
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZero::get));
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads)
-        .enable_all()
-        .build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     match runtime {
         Ok(runtime) => runtime.block_on(serve(loaded, threads)),
         Err(e) => {
@@ -49,10 +43,7 @@ pub fn run(global: &Global) -> ExitCode {
 }
 
 async fn serve(loaded: Loaded, threads: usize) -> ExitCode {
-    let signals = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    );
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
     let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
         tracing::error!("signals cannot be listened for");
         return ExitCode::from(FAILED);
@@ -80,10 +71,7 @@ async fn serve(loaded: Loaded, threads: usize) -> ExitCode {
 
 /// Connections need descriptors, and the usual soft limit of 1,024 is for programs that use select.
 fn raise_descriptor_limit() {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: both calls are given a valid, initialised struct that outlives them.
     #[allow(unsafe_code)]
     unsafe {

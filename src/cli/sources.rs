@@ -27,17 +27,19 @@ pub fn load(global: &Global, strict: bool) -> Result<Loaded, Vec<Problem>> {
         Some(path) => Some((path.display().to_string(), read(path)?)),
         None => None,
     };
-    let source = file
-        .as_ref()
-        .map_or_else(|| BUILT_IN.to_owned(), |(label, _)| label.clone());
+    let source = file.as_ref().map_or_else(|| BUILT_IN.to_owned(), |(label, _)| label.clone());
     let env = std::env::vars_os()
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
-    let settings = Settings::load(file, env, &global.set, strict)?;
-    let channels = channels(&settings, path.as_deref())?;
-    Ok(Loaded {
-        config: config::build(settings, channels)?,
-        source,
-    })
+    let (settings, mut problems) = Settings::read(file, env, &global.set, strict);
+    let built = channels(&settings, path.as_deref()).and_then(|c| config::build(settings, c));
+    match built {
+        Ok(config) if problems.is_empty() => Ok(Loaded { config, source }),
+        Ok(_) => Err(problems),
+        Err(more) => {
+            problems.extend(more);
+            Err(problems)
+        }
+    }
 }
 
 fn config_path(global: &Global) -> Option<PathBuf> {
@@ -63,25 +65,18 @@ fn channels(settings: &Settings, conf: Option<&Path>) -> Result<ChannelsSource, 
     let named = PathBuf::from(settings.text("channels_file"));
     let mut candidates = vec![named.clone()];
     if !settings.is_explicit("channels_file") {
-        let beside = conf
-            .and_then(Path::parent)
-            .map(|dir| dir.join("channels.yml"));
+        let beside = conf.and_then(Path::parent).map(|dir| dir.join("channels.yml"));
         candidates.extend(beside);
     }
     match candidates.into_iter().find(|path| path.exists()) {
         Some(path) => {
             let text = read(&path)?;
-            Ok(ChannelsSource::File {
-                label: path.display().to_string(),
-                text,
-            })
+            Ok(ChannelsSource::File { label: path.display().to_string(), text })
         }
         None if conf.is_none() && !settings.is_explicit("channels_file") => {
             Ok(ChannelsSource::Embedded)
         }
-        None => Ok(ChannelsSource::Missing {
-            path: named.display().to_string(),
-        }),
+        None => Ok(ChannelsSource::Missing { path: named.display().to_string() }),
     }
 }
 

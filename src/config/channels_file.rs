@@ -133,11 +133,7 @@ fn fallback(path: &str, client_api_key: &str) -> Result<LoadedChannels, Vec<Prob
         warnings: vec![format!(
             "{path}: there is no such file; serving only the raw channel {FALLBACK_CHANNEL} with client_api_key"
         )],
-        example_key_channels: if example {
-            vec![FALLBACK_CHANNEL.to_owned()]
-        } else {
-            Vec::new()
-        },
+        example_key_channels: if example { vec![FALLBACK_CHANNEL.to_owned()] } else { Vec::new() },
     })
 }
 
@@ -156,20 +152,13 @@ fn convert(label: &str, text: &str) -> Result<Converted, Vec<Problem>> {
     };
     for fault in faults {
         let place = format!("{label}:{}", outline.last_line(&fault.path));
-        reader.problems.push(Problem::new(
-            place,
-            format!("{}: {}", fault.path, fault.text),
-        ));
+        reader.problems.push(Problem::new(place, format!("{}: {}", fault.path, fault.text)));
     }
     let channels = reader.document(&root);
     if !reader.problems.is_empty() {
         return Err(reader.problems);
     }
-    Ok(Converted {
-        channels,
-        warnings: reader.warnings,
-        example_key_channels: reader.examples,
-    })
+    Ok(Converted { channels, warnings: reader.warnings, example_key_channels: reader.examples })
 }
 
 /// Why a key can never be sent in a header, if so. Never echoes it.
@@ -235,10 +224,7 @@ impl Reader<'_> {
         if !matches!(root, Node::Map(_)) {
             self.wrong(
                 "",
-                format!(
-                    "wants `channels:` with channels below it, found {}",
-                    root.kind()
-                ),
+                format!("wants `channels:` with channels below it, found {}", root.kind()),
             );
             return Vec::new();
         }
@@ -249,10 +235,7 @@ impl Reader<'_> {
                 self.shared("general", node)
             }
             Some(other) => {
-                self.wrong(
-                    "general",
-                    format!("wants a map of defaults, found {}", other.kind()),
-                );
+                self.wrong("general", format!("wants a map of defaults, found {}", other.kind()));
                 Shared::default()
             }
             None => Shared::default(),
@@ -263,17 +246,11 @@ impl Reader<'_> {
                 .filter_map(|(name, node)| self.channel(name, node, &general))
                 .collect(),
             Some(Node::Map(_)) | None => {
-                self.wrong(
-                    "channels",
-                    "is missing or empty; name at least one channel below it",
-                );
+                self.wrong("channels", "is missing or empty; name at least one channel below it");
                 Vec::new()
             }
             Some(other) => {
-                self.wrong(
-                    "channels",
-                    format!("wants a map of channels, found {}", other.kind()),
-                );
+                self.wrong("channels", format!("wants a map of channels, found {}", other.kind()));
                 Vec::new()
             }
         }
@@ -287,10 +264,7 @@ impl Reader<'_> {
             self.wrong(&path, wrong.to_string());
         }
         if !matches!(node, Node::Map(_) | Node::Null(_)) {
-            self.wrong(
-                &path,
-                format!("wants a map of fields, found {}", node.kind()),
-            );
+            self.wrong(&path, format!("wants a map of fields, found {}", node.kind()));
             return None;
         }
         self.known_fields(&path, node, &CHANNEL_FIELDS);
@@ -298,10 +272,7 @@ impl Reader<'_> {
         let enabled = own.enabled.or(general.enabled).unwrap_or(true);
         let keys = own.keys.as_ref().or(general.keys.as_ref());
         if enabled && keys.is_none() {
-            self.wrong(
-                &path,
-                "an enabled channel needs api_keys, here or under general",
-            );
+            self.wrong(&path, "an enabled channel needs api_keys, here or under general");
         }
         let mode = if own.structured.or(general.structured).unwrap_or(false) {
             let drop_unknown = own.drop_unknown.or(general.drop_unknown).unwrap_or(false);
@@ -409,10 +380,7 @@ impl Reader<'_> {
             other => {
                 self.wrong(
                     &at,
-                    format!(
-                        "wants a list of keys, such as [KEY], found {}",
-                        other.kind()
-                    ),
+                    format!("wants a list of keys, such as [KEY], found {}", other.kind()),
                 );
                 return Some(Vec::new());
             }
@@ -454,11 +422,7 @@ impl Reader<'_> {
             columns: self.texts(path, node, "columns"),
             required: self.texts(path, node, "required"),
             field_types: self.field_types(path, node),
-            on_unknown: if drop_unknown {
-                OnUnknown::Drop
-            } else {
-                OnUnknown::Reject
-            },
+            on_unknown: if drop_unknown { OnUnknown::Drop } else { OnUnknown::Reject },
             indexes: self.indexes(path, node),
         };
         if self.problems.len() > before {
@@ -495,10 +459,7 @@ impl Reader<'_> {
                 .filter_map(|(index, item)| self.plain(&format!("{at}[{index}]"), item))
                 .collect(),
             Some(other) => {
-                self.wrong(
-                    &at,
-                    format!("wants a list, such as [a, b], found {}", other.kind()),
-                );
+                self.wrong(&at, format!("wants a list, such as [a, b], found {}", other.kind()));
                 Vec::new()
             }
         }
@@ -527,10 +488,7 @@ impl Reader<'_> {
                 })
                 .collect(),
             Some(other) => {
-                self.wrong(
-                    &at,
-                    format!("wants a map of column: type, found {}", other.kind()),
-                );
+                self.wrong(&at, format!("wants a map of column: type, found {}", other.kind()));
                 BTreeMap::new()
             }
         }
@@ -546,10 +504,7 @@ impl Reader<'_> {
                 .filter_map(|(position, item)| self.index(&format!("{at}[{position}]"), item))
                 .collect(),
             Some(other) => {
-                self.wrong(
-                    &at,
-                    format!("wants a list of indexes, found {}", other.kind()),
-                );
+                self.wrong(&at, format!("wants a list of indexes, found {}", other.kind()));
                 Vec::new()
             }
         }
@@ -557,10 +512,7 @@ impl Reader<'_> {
 
     fn index(&mut self, path: &str, node: &Node) -> Option<IndexSource> {
         if !matches!(node, Node::Map(_)) {
-            self.wrong(
-                path,
-                format!("wants a map with columns, found {}", node.kind()),
-            );
+            self.wrong(path, format!("wants a map with columns, found {}", node.kind()));
             return None;
         }
         self.known_fields(path, node, &INDEX_FIELDS);

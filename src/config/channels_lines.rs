@@ -134,9 +134,7 @@ impl Walk {
     fn value(&mut self, value: &str) {
         let mut value = value;
         while value.starts_with(['&', '!']) {
-            value = value
-                .split_once(char::is_whitespace)
-                .map_or("", |(_, rest)| rest.trim_start());
+            value = value.split_once(char::is_whitespace).map_or("", |(_, rest)| rest.trim_start());
         }
         if value.starts_with(['|', '>']) {
             self.block = Some(self.open.last().map_or(0, |top| top.column));
@@ -147,11 +145,7 @@ impl Walk {
 }
 
 fn after_dash(text: &str) -> Option<&str> {
-    if text == "-" {
-        Some("")
-    } else {
-        text.strip_prefix("- ")
-    }
+    if text == "-" { Some("") } else { text.strip_prefix("- ") }
 }
 
 fn split_key(text: &str) -> Option<(&str, &str)> {
@@ -248,23 +242,15 @@ channels:
     fn of_two_lines_with_one_path_the_last_is_the_one_to_take_out() {
         let outline = Outline::of("a: 1\nb:\n  c: 1\n  c: 2\n");
         assert_eq!(
-            (
-                outline.line("b.c"),
-                outline.last_line("b.c"),
-                outline.last_line("b.d")
-            ),
+            (outline.line("b.c"), outline.last_line("b.c"), outline.last_line("b.d")),
             (3, 4, 2)
         );
     }
 
     #[test]
     fn brackets_in_quotes_and_comments_do_not_count() {
-        for (text, open) in [
-            ("[a, ']', don't]", 0),
-            ("[a, # ]", 1),
-            ("{a: [1, \"}\"", 2),
-            ("]", 0),
-        ] {
+        for (text, open) in [("[a, ']', don't]", 0), ("[a, # ]", 1), ("{a: [1, \"}\"", 2), ("]", 0)]
+        {
             assert_eq!(brackets(text, 0), open, "{text}");
         }
     }

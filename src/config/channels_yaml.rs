@@ -44,11 +44,7 @@ pub struct NotYaml {
 /// `path.key`.
 #[must_use]
 pub fn join(path: &str, key: &str) -> String {
-    if path.is_empty() {
-        key.to_owned()
-    } else {
-        format!("{path}.{key}")
-    }
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
 /// Reads `text`. Merges are not folded in yet: see [`Node::merged`].
@@ -57,11 +53,7 @@ pub fn join(path: &str, key: &str) -> String {
 /// [`NotYaml`], with the line where the library gave up.
 pub fn parse(text: &str) -> Result<Node, NotYaml> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    if text
-        .lines()
-        .map(str::trim)
-        .all(|line| line.is_empty() || line.starts_with('#'))
-    {
+    if text.lines().map(str::trim).all(|line| line.is_empty() || line.starts_with('#')) {
         return Ok(Node::Null(String::new()));
     }
     let shape =
@@ -70,9 +62,7 @@ pub fn parse(text: &str) -> Result<Node, NotYaml> {
         // Perhaps a document of no scalar at all: there is nothing to read a second time.
         return Ok(Node::Null(String::new()));
     }
-    Spelled(&shape)
-        .deserialize(serde_yaml::Deserializer::from_str(text))
-        .map_err(|e| not_yaml(&e))
+    Spelled(&shape).deserialize(serde_yaml::Deserializer::from_str(text)).map_err(|e| not_yaml(&e))
 }
 
 fn not_yaml(error: &serde_yaml::Error) -> NotYaml {
@@ -135,10 +125,7 @@ fn merged_map(
         if key == "<<" {
             gather(value, &path, &mut inherited, faults);
         } else if own.iter().any(|(name, _)| *name == key) {
-            faults.push(Fault {
-                path,
-                text: "stands twice; keep one".to_owned(),
-            });
+            faults.push(Fault { path, text: "stands twice; keep one".to_owned() });
         } else {
             own.push((key, value));
         }
@@ -167,14 +154,9 @@ fn gather(source: Node, path: &str, inherited: &mut Vec<(String, Node)>, faults:
 }
 
 fn bad_merge(path: &str, found: &Node) -> Fault {
-    let text = format!(
-        "merges a map or a list of maps, such as *anchor, but this is {}",
-        found.kind()
-    );
-    Fault {
-        path: path.to_owned(),
-        text,
-    }
+    let text =
+        format!("merges a map or a list of maps, such as *anchor, but this is {}", found.kind());
+    Fault { path: path.to_owned(), text }
 }
 
 /// The first reading: what is a map, a list, a scalar.
@@ -360,10 +342,7 @@ mod tests {
         assert_eq!(node, Node::List(spelled.map(scalar).to_vec()));
         assert_eq!(
             read("[null, ~]"),
-            Node::List(vec![
-                Node::Null("null".to_owned()),
-                Node::Null("~".to_owned())
-            ])
+            Node::List(vec![Node::Null("null".to_owned()), Node::Null("~".to_owned())])
         );
     }
 

@@ -22,10 +22,7 @@ impl Problem {
     /// A problem at a place.
     #[must_use]
     pub fn new(place: impl Into<String>, text: impl Into<String>) -> Self {
-        Self {
-            place: place.into(),
-            text: text.into(),
-        }
+        Self { place: place.into(), text: text.into() }
     }
 }
 
@@ -78,8 +75,7 @@ pub fn parse(label: &str, text: &str) -> ConfFile {
             continue;
         }
         if let Err(text) = take_line(&mut file, &mut first_lines, at + 1, line) {
-            file.problems
-                .push(Problem::new(format!("{label}:{}", at + 1), text));
+            file.problems.push(Problem::new(format!("{label}:{}", at + 1), text));
         }
     }
     file
@@ -102,19 +98,12 @@ fn take_line(
         if name.is_empty() {
             return Err("there is no key before the '='".to_owned());
         }
-        file.unknown.push(UnknownKey {
-            name: name.to_owned(),
-            line: number,
-        });
+        file.unknown.push(UnknownKey { name: name.to_owned(), line: number });
         return Ok(());
     };
     let value = unquoted(value.trim()).to_owned();
     let checked = check(key, &value);
-    file.entries.push(Entry {
-        key,
-        value,
-        line: number,
-    });
+    file.entries.push(Entry { key, value, line: number });
     let first = *first_lines.entry(key.name).or_insert(number);
     if first != number && !key.repeatable {
         return Err(format!(
@@ -151,25 +140,16 @@ pub fn nearest_key(name: &str) -> Option<&'static str> {
 /// What would be right.
 pub fn check(key: &Key, value: &str) -> Result<(), String> {
     key.check(value).map_err(|text| {
-        let commented = !key.secret
-            && [" #", "\t#", " ;", "\t;"]
-                .iter()
-                .any(|mark| value.contains(mark));
-        let hint = if commented {
-            " (a comment stands on a line of its own)"
-        } else {
-            ""
-        };
+        let commented =
+            !key.secret && [" #", "\t#", " ;", "\t;"].iter().any(|mark| value.contains(mark));
+        let hint = if commented { " (a comment stands on a line of its own)" } else { "" };
         format!("{}: {text}{hint}", key.name)
     })
 }
 
 /// Takes one pair of double quotes off.
 fn unquoted(value: &str) -> &str {
-    value
-        .strip_prefix('"')
-        .and_then(|rest| rest.strip_suffix('"'))
-        .unwrap_or(value)
+    value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(value)
 }
 
 #[cfg(test)]
@@ -179,18 +159,11 @@ mod tests {
     fn values(text: &str) -> Vec<(&'static str, String, usize)> {
         let file = parse("t.conf", text);
         assert!(file.problems.is_empty(), "{:?}", file.problems);
-        file.entries
-            .into_iter()
-            .map(|entry| (entry.key.name, entry.value, entry.line))
-            .collect()
+        file.entries.into_iter().map(|entry| (entry.key.name, entry.value, entry.line)).collect()
     }
 
     fn problems(text: &str) -> Vec<String> {
-        parse("t.conf", text)
-            .problems
-            .iter()
-            .map(ToString::to_string)
-            .collect()
+        parse("t.conf", text).problems.iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -214,10 +187,7 @@ mod tests {
         let text = "\u{feff}# one\n; two\n\n  # three\nnode_name = a\n";
         assert_eq!(values(text), vec![("node_name", "a".to_owned(), 5)]);
         let wrong = problems("cpu = 2 # two");
-        assert!(
-            wrong[0].ends_with("(a comment stands on a line of its own)"),
-            "{wrong:?}"
-        );
+        assert!(wrong[0].ends_with("(a comment stands on a line of its own)"), "{wrong:?}");
     }
 
     #[test]
@@ -242,10 +212,7 @@ mod tests {
         let file = parse("t.conf", "\nrate_limit_per_client = 5\n");
         assert_eq!(
             file.unknown,
-            [UnknownKey {
-                name: "rate_limit_per_client".to_owned(),
-                line: 2
-            }]
+            [UnknownKey { name: "rate_limit_per_client".to_owned(), line: 2 }]
         );
         assert!(file.problems.is_empty() && file.entries.is_empty());
     }

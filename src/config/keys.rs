@@ -150,11 +150,7 @@ impl Key {
             Kind::Auto => value::automatic(value).is_some(),
             Kind::Peer => value.is_empty() || value::peers(value),
         };
-        if good {
-            Ok(())
-        } else {
-            Err(self.refusal(value))
-        }
+        if good { Ok(()) } else { Err(self.refusal(value)) }
     }
 
     fn refusal(&self, value: &str) -> String {
@@ -239,11 +235,7 @@ pub fn shipped_conf() -> String {
         for line in wrapped(key.doc, CONF_WIDTH) {
             out.push_str(&format!("# {line}\n"));
         }
-        let mark = if key.commented || key.default.is_empty() {
-            "# "
-        } else {
-            ""
-        };
+        let mark = if key.commented || key.default.is_empty() { "# " } else { "" };
         let line = format!("{mark}{} = {}", key.name, key.default);
         out.push_str(line.trim_end());
         out.push('\n');
@@ -314,12 +306,7 @@ mod tests {
     #[test]
     fn a_secret_kind_is_marked_secret() {
         for key in KEYS {
-            assert_eq!(
-                key.secret,
-                matches!(key.kind, Kind::Secret | Kind::Dsn),
-                "{}",
-                key.name
-            );
+            assert_eq!(key.secret, matches!(key.kind, Kind::Secret | Kind::Dsn), "{}", key.name);
         }
     }
 
@@ -329,11 +316,7 @@ mod tests {
             ("queue_max_bytes", "8GB5", "such as 8GiB"),
             ("queue_max_bytes", "1", "from 64KiB to 1024TiB"),
             ("enqueue_timeout_ms", "soon", "20ms or 2s"),
-            (
-                "storage_backend",
-                "oracle",
-                "one of file, postgres, mysql, sqlite, noop",
-            ),
+            ("storage_backend", "oracle", "one of file, postgres, mysql, sqlite, noop"),
             ("node_name", "dc 1", "1 to 63 letters"),
             ("http_listen", "8080", "127.0.0.1:8080"),
             ("queue_file_path", "", "it is empty"),
@@ -349,14 +332,8 @@ mod tests {
 
     #[test]
     fn a_refusal_never_echoes_a_peer() {
-        let text = find("replication_peer")
-            .unwrap()
-            .check("http://u:s3cret@h")
-            .unwrap_err();
-        assert!(
-            !text.contains("s3cret") && text.contains("name=http://host:port"),
-            "{text}"
-        );
+        let text = find("replication_peer").unwrap().check("http://u:s3cret@h").unwrap_err();
+        assert!(!text.contains("s3cret") && text.contains("name=http://host:port"), "{text}");
     }
 
     #[test]
@@ -367,10 +344,7 @@ mod tests {
             std::fs::write(path, &expect).unwrap();
         }
         let shipped = std::fs::read_to_string(path).unwrap();
-        assert_eq!(
-            shipped, expect,
-            "run the tests with UPDATE_GOLDEN=1 to rewrite {path}"
-        );
+        assert_eq!(shipped, expect, "run the tests with UPDATE_GOLDEN=1 to rewrite {path}");
     }
 
     #[test]
@@ -378,11 +352,7 @@ mod tests {
         let table = readme_table();
         assert_eq!(table.lines().count(), KEYS.len() + 2);
         for key in KEYS {
-            assert!(
-                table.contains(&format!("| `{}` |", key.name)),
-                "{}",
-                key.name
-            );
+            assert!(table.contains(&format!("| `{}` |", key.name)), "{}", key.name);
         }
     }
 }

@@ -56,8 +56,8 @@ pub static KEYS: &[Key] = keys! {
     Node {
         "node_name" = "dc1", Kind::Name;
             "The name of this node: the origin_dc of every event it accepts. Never change it on a node that holds events, and never give two nodes the same."
-        "channels_file" = "conf/channels.yml", Kind::Path;
-            "The channels. A relative path is looked up under the working directory."
+        "channels_file" = "conf/channels.yml", Kind::Path, commented;
+            "The channels. A relative path is looked up under the working directory; where nothing is set, a channels.yml beside this file is taken too."
         "cpu" = "auto", Kind::Cpu;
             "Worker threads: auto (also -1 or *) follows the machine and its cgroup limits, a number pins them. /healthz reports it as gomaxprocs."
         "shutdown_timeout_ms" = "10000", millis(0, HOUR);

@@ -102,14 +102,8 @@ mod tests {
                 "u:********@tcp(127.0.0.1:3306)/db?parseTime=true",
             ),
             ("u@tcp(127.0.0.1:3306)/db", "u@tcp(127.0.0.1:3306)/db"),
-            (
-                "host=h password=s3&cret dbname=db",
-                "host=h password=******** dbname=db",
-            ),
-            (
-                "host=h password = 's3 \\' cret' dbname=db",
-                "host=h password =******** dbname=db",
-            ),
+            ("host=h password=s3&cret dbname=db", "host=h password=******** dbname=db"),
+            ("host=h password = 's3 \\' cret' dbname=db", "host=h password =******** dbname=db"),
             ("host=h PASSWORD='open", "host=h PASSWORD=********"),
         ] {
             assert_eq!(dsn(text), expect, "{text}");

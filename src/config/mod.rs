@@ -150,10 +150,7 @@ pub fn build(settings: Settings, source: ChannelsSource) -> Result<Config, Vec<P
     warnings.extend(rules::warnings(&settings));
 
     let node_name = Origin::new(settings.text("node_name")).map_err(|e| {
-        problems.push(Problem::new(
-            settings.place("node_name"),
-            format!("node_name: {e}"),
-        ))
+        problems.push(Problem::new(settings.place("node_name"), format!("node_name: {e}")))
     });
     let channels = channels_file::load(&source, settings.text("client_api_key"))
         .map_err(|of_channels| problems.extend(of_channels));
@@ -161,10 +158,7 @@ pub fn build(settings: Settings, source: ChannelsSource) -> Result<Config, Vec<P
         return Err(problems);
     };
     warnings.extend(channels.warnings);
-    warnings.extend(rules::known_key_warning(
-        &settings,
-        &channels.example_key_channels,
-    ));
+    warnings.extend(rules::known_key_warning(&settings, &channels.example_key_channels));
 
     Ok(Config {
         node_name,

@@ -27,31 +27,16 @@ pub fn problems(settings: &Settings) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (name, value, has) in [
         ("queue_backend", "redis", "2.0.0 has queue_backend = file"),
-        (
-            "storage_backend",
-            "postgres",
-            "2.0.0 has storage_backend = file and noop",
-        ),
-        (
-            "storage_backend",
-            "mysql",
-            "2.0.0 has storage_backend = file and noop",
-        ),
-        (
-            "storage_backend",
-            "sqlite",
-            "2.0.0 has storage_backend = file and noop",
-        ),
+        ("storage_backend", "postgres", "2.0.0 has storage_backend = file and noop"),
+        ("storage_backend", "mysql", "2.0.0 has storage_backend = file and noop"),
+        ("storage_backend", "sqlite", "2.0.0 has storage_backend = file and noop"),
     ] {
         if settings.text(name) == value {
             problems.push(not_yet(settings, name, has));
         }
     }
     for (name, has) in [
-        (
-            "https_enabled",
-            "2.0.0 serves HTTP; put a TLS proxy before it",
-        ),
+        ("https_enabled", "2.0.0 serves HTTP; put a TLS proxy before it"),
         ("replication_enabled", "2.0.0 is a single node"),
     ] {
         if settings.flag(name) {
@@ -71,7 +56,7 @@ fn not_yet(settings: &Settings, name: &str, has: &str) -> Problem {
     let value = settings.text(name);
     Problem::new(
         settings.place(name),
-        format!("{name} = {value} is not part of this build yet ({has})"),
+        format!("{name} = {value} is not part of this release ({has})"),
     )
 }
 
@@ -82,15 +67,12 @@ fn sizes(settings: &Settings, problems: &mut Vec<Problem>) {
     for (name, needed) in [
         ("queue_segment_bytes", frame),
         ("queue_max_bytes", frame),
-        ("http_max_inflight_bytes", body),
+        // a compressed body is held twice: as it came, and inflated
+        ("http_max_inflight_bytes", 2 * body),
     ] {
         if settings.bytes(name) < needed {
             // Where the smaller one is only a default, the line to change is the other.
-            let place = if settings.is_explicit(name) {
-                name
-            } else {
-                "max_body_bytes"
-            };
+            let place = if settings.is_explicit(name) { name } else { "max_body_bytes" };
             let text = format!(
                 "{name} = {} cannot hold one request of max_body_bytes = {}; make it at least {}, or max_body_bytes smaller",
                 settings.text(name),
@@ -110,11 +92,7 @@ fn paths(settings: &Settings, problems: &mut Vec<Problem>) {
     for (at, name) in names.iter().enumerate() {
         for other in &names[..at] {
             if same_path(settings.text(name), settings.text(other)) {
-                let place = if settings.is_explicit(name) {
-                    name
-                } else {
-                    other
-                };
+                let place = if settings.is_explicit(name) { name } else { other };
                 let text = format!(
                     "{name} and {other} are one file, {}; give each its own",
                     settings.text(name)
@@ -200,7 +178,7 @@ pub fn known_key_warning(settings: &Settings, channels: &[String]) -> Option<Str
         return None;
     }
     Some(format!(
-        "{}: http_listen = {listen} can be reached from other machines, and {} accepts a key of the shipped example, \
+        "{}: http_listen = {listen} can be reached from other machines, and a key of the shipped example is accepted by {}, \
          which everybody knows; put keys of your own into the channels file",
         settings.place("http_listen"),
         channels.join(", ")

@@ -75,19 +75,23 @@ impl Settings {
         sets: &[(String, String)],
         strict: bool,
     ) -> Result<Self, Vec<Problem>> {
+        let (settings, problems) = Self::read(conf, env, sets, strict);
+        if problems.is_empty() { Ok(settings) } else { Err(problems) }
+    }
+
+    /// Reads all sources; a key with a wrong value keeps its default, so that the rest can be judged
+    /// too and all mistakes are told at once.
+    pub fn read(
+        conf: Option<(String, String)>,
+        env: impl Iterator<Item = (String, String)>,
+        sets: &[(String, String)],
+        strict: bool,
+    ) -> (Self, Vec<Problem>) {
         let held = KEYS
             .iter()
-            .map(|key| Held {
-                key,
-                value: key.default.to_owned(),
-                source: Source::Default,
-            })
+            .map(|key| Held { key, value: key.default.to_owned(), source: Source::Default })
             .collect();
-        let mut settings = Self {
-            held,
-            warnings: Vec::new(),
-            strict,
-        };
+        let mut settings = Self { held, warnings: Vec::new(), strict };
         let mut problems = Vec::new();
         let unknown = settings.take_file(conf, &mut problems);
         settings.take_environment(env, &mut problems);
@@ -97,20 +101,15 @@ impl Settings {
         settings.strict |= settings.flag("strict_config");
         for (place, name) in unknown {
             if settings.strict {
-                let text =
-                    format!("there is no key {name:?}; take the line out (strict_config is on)");
+                let text = format!("there is no key {name:?}; take the line out");
                 problems.push(Problem::new(place, text));
             } else {
-                settings.warnings.push(format!(
-                    "{place}: there is no key {name:?}; the line is ignored"
-                ));
+                settings
+                    .warnings
+                    .push(format!("{place}: there is no key {name:?}; the line is ignored"));
             }
         }
-        if problems.is_empty() {
-            Ok(settings)
-        } else {
-            Err(problems)
-        }
+        (settings, problems)
     }
 
     /// Takes the file's keys; answers the unknown ones with their places.
@@ -125,16 +124,14 @@ impl Settings {
         let file = conf_file::parse(&label, &text);
         problems.extend(file.problems);
         for entry in file.entries {
-            let source = Source::File {
-                label: label.clone(),
-                line: entry.line,
-            };
+            // a wrong value is among the problems already
+            if conf_file::check(entry.key, &entry.value).is_err() {
+                continue;
+            }
+            let source = Source::File { label: label.clone(), line: entry.line };
             self.put(entry.key, entry.value, source);
         }
-        file.unknown
-            .into_iter()
-            .map(|key| (format!("{label}:{}", key.line), key.name))
-            .collect()
+        file.unknown.into_iter().map(|key| (format!("{label}:{}", key.line), key.name)).collect()
     }
 
     /// Variables that name no key are somebody else's.
@@ -166,10 +163,8 @@ impl Settings {
                         Some(known) => format!("did you mean {known}?"),
                         None => "`replicon check` prints all keys".to_owned(),
                     };
-                    problems.push(Problem::new(
-                        "--set",
-                        format!("there is no key {name:?}; {hint}"),
-                    ));
+                    problems
+                        .push(Problem::new("--set", format!("there is no key {name:?}; {hint}")));
                 }
             }
         }
@@ -185,6 +180,7 @@ impl Settings {
         let text = text.trim();
         if let Err(wrong) = conf_file::check(key, text) {
             problems.push(Problem::new(source.to_string(), wrong));
+            return;
         }
         self.put(key, text.to_owned(), source);
     }
@@ -230,11 +226,7 @@ impl Settings {
         let Some(held) = self.held(name) else {
             return Duration::ZERO;
         };
-        let bare = if held.key.kind == Kind::Minutes {
-            60_000
-        } else {
-            1
-        };
+        let bare = if held.key.kind == Kind::Minutes { 60_000 } else { 1 };
         Duration::from_millis(value::milliseconds(&held.value, bare).unwrap_or_default())
     }
 
@@ -259,8 +251,7 @@ impl Settings {
     /// Where a value came from.
     #[must_use]
     pub fn source(&self, name: &str) -> &Source {
-        self.held(name)
-            .map_or(&Source::Default, |held| &held.source)
+        self.held(name).map_or(&Source::Default, |held| &held.source)
     }
 
     /// Where a value came from, as a problem's place.
@@ -292,13 +283,7 @@ impl Settings {
     pub fn effective(&self) -> Vec<(String, String, String)> {
         self.held
             .iter()
-            .map(|held| {
-                (
-                    held.key.name.to_owned(),
-                    masked(held),
-                    held.source.to_string(),
-                )
-            })
+            .map(|held| (held.key.name.to_owned(), masked(held), held.source.to_string()))
             .collect()
     }
 }
@@ -318,10 +303,7 @@ mod tests {
     use super::*;
 
     fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-        pairs
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-            .collect()
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
 
     fn load(
@@ -344,21 +326,12 @@ mod tests {
         for (conf, env, sets, value, source) in [
             ("", &none[..], &none[..], "dc1", "default"),
             (file, &none[..], &none[..], "file", "t.conf:3"),
-            (
-                file,
-                &env[..],
-                &none[..],
-                "env",
-                "environment REPLICON_NODE_NAME",
-            ),
+            (file, &env[..], &none[..], "env", "environment REPLICON_NODE_NAME"),
             (file, &env[..], &set[..], "set", "--set"),
         ] {
             let settings = load(conf, env, sets, false).unwrap();
             assert_eq!(
-                (
-                    settings.text("node_name"),
-                    settings.place("node_name").as_str()
-                ),
+                (settings.text("node_name"), settings.place("node_name").as_str()),
                 (value, source)
             );
         }
@@ -375,10 +348,7 @@ queue_channel_share = 0.5
 ";
         let settings = load(conf, &[], &[], false).unwrap();
         assert_eq!(settings.bytes("queue_max_bytes"), 1 << 30);
-        assert_eq!(
-            settings.millis("enqueue_timeout_ms"),
-            Duration::from_secs(2)
-        );
+        assert_eq!(settings.millis("enqueue_timeout_ms"), Duration::from_secs(2));
         assert_eq!(
             settings.millis("storage_postgres_conn_max_lifetime_min"),
             Duration::from_secs(90)
@@ -408,13 +378,7 @@ queue_channel_share = 0.5
     #[test]
     fn an_unknown_key_of_the_command_line_is_an_error_that_names_the_nearest() {
         assert_eq!(
-            load(
-                "",
-                &[],
-                &[("node_nam", "x"), ("colour_of_the_logs", "x")],
-                false
-            )
-            .unwrap_err(),
+            load("", &[], &[("node_nam", "x"), ("colour_of_the_logs", "x")], false).unwrap_err(),
             [
                 "--set: there is no key \"node_nam\"; did you mean node_name?",
                 "--set: there is no key \"colour_of_the_logs\"; `replicon check` prints all keys",
@@ -430,22 +394,11 @@ queue_channel_share = 0.5
             settings.warnings(),
             ["t.conf:1: there is no key \"rate_limit_per_client\"; the line is ignored"]
         );
-        let refused = [
-            "t.conf:1: there is no key \"rate_limit_per_client\"; take the line out (strict_config is on)",
-        ];
+        let refused = ["t.conf:1: there is no key \"rate_limit_per_client\"; take the line out"];
         assert_eq!(load(conf, &[], &[], true).unwrap_err(), refused);
+        assert_eq!(load(conf, &[], &[("strict_config", "true")], false).unwrap_err(), refused);
         assert_eq!(
-            load(conf, &[], &[("strict_config", "true")], false).unwrap_err(),
-            refused
-        );
-        assert_eq!(
-            load(
-                "rate_limit_per_client = 5\nstrict_config = yes",
-                &[],
-                &[],
-                false
-            )
-            .unwrap_err(),
+            load("rate_limit_per_client = 5\nstrict_config = yes", &[], &[], false).unwrap_err(),
             refused
         );
     }
@@ -459,18 +412,10 @@ queue_channel_share = 0.5
             false,
         )
         .unwrap_err();
-        let places: Vec<_> = wrong
-            .iter()
-            .filter_map(|text| text.split(": ").next())
-            .collect();
+        let places: Vec<_> = wrong.iter().filter_map(|text| text.split(": ").next()).collect();
         assert_eq!(
             places,
-            [
-                "t.conf:1",
-                "environment REPLICON_CPU",
-                "environment REPLICON_LOG_LEVEL",
-                "--set"
-            ]
+            ["t.conf:1", "environment REPLICON_CPU", "environment REPLICON_LOG_LEVEL", "--set"]
         );
     }
 
@@ -479,19 +424,10 @@ queue_channel_share = 0.5
         let conf =
             "replication_peer = dc2=http://a\nreplication_peer = dc3=http://b, dc4=http://c\n";
         let settings = load(conf, &[], &[], false).unwrap();
-        assert_eq!(
-            settings.text("replication_peer"),
-            "dc2=http://a,dc3=http://b, dc4=http://c"
-        );
-        let sets = [
-            ("replication_peer", "dc5=http://d"),
-            ("replication_peer", "dc6=http://e"),
-        ];
+        assert_eq!(settings.text("replication_peer"), "dc2=http://a,dc3=http://b, dc4=http://c");
+        let sets = [("replication_peer", "dc5=http://d"), ("replication_peer", "dc6=http://e")];
         let settings = load(conf, &[], &sets, false).unwrap();
-        assert_eq!(
-            settings.text("replication_peer"),
-            "dc5=http://d,dc6=http://e"
-        );
+        assert_eq!(settings.text("replication_peer"), "dc5=http://d,dc6=http://e");
     }
 
     #[test]
@@ -509,23 +445,12 @@ replication_peer = dc2=http://u:s3cret@h
         assert_eq!(settings.text("client_api_key"), "s3cret");
         let shown = format!("{settings:?}");
         assert!(!shown.contains("s3cret"), "{shown}");
-        let key = |name: &str| {
-            settings
-                .effective()
-                .into_iter()
-                .find(|row| row.0 == name)
-                .unwrap()
-                .1
-        };
+        let key =
+            |name: &str| settings.effective().into_iter().find(|row| row.0 == name).unwrap().1;
         assert_eq!(key("client_api_key"), "********");
         assert_eq!(key("replication_peer"), "dc2=http://********@h");
         let unset = load("", &[], &[], false).unwrap();
-        assert!(
-            unset
-                .effective()
-                .iter()
-                .any(|row| row.0 == "client_api_key" && row.1.is_empty())
-        );
+        assert!(unset.effective().iter().any(|row| row.0 == "client_api_key" && row.1.is_empty()));
     }
 
     #[test]

@@ -13,10 +13,7 @@ fn built(conf: &str, channels: ChannelsSource) -> Result<Config, Vec<String>> {
 }
 
 fn file(text: &str) -> ChannelsSource {
-    ChannelsSource::File {
-        label: "channels.yml".to_owned(),
-        text: text.to_owned(),
-    }
+    ChannelsSource::File { label: "channels.yml".to_owned(), text: text.to_owned() }
 }
 
 fn good(conf: &str) -> Config {
@@ -43,19 +40,13 @@ fn the_defaults_are_those_of_the_documentation() {
     assert_eq!(config.http.max_body_bytes, 4 << 20);
     assert_eq!(config.http.idle_timeout, Duration::from_secs(75));
     assert_eq!(config.queue.sync, SyncMode::Ack);
-    assert_eq!(
-        (config.queue.max_events, config.queue.max_bytes),
-        (10_000_000, 8 << 30)
-    );
+    assert_eq!((config.queue.max_events, config.queue.max_bytes), (10_000_000, 8 << 30));
     assert_eq!(config.writer.batch_size, None);
     assert_eq!(config.json.max_items, 1000);
     let path = PathBuf::from("data/db/events_raw.jsonl");
     assert_eq!(
         config.storage,
-        StorageConfig::File {
-            path,
-            sync_every: Duration::from_millis(200)
-        }
+        StorageConfig::File { path, sync_every: Duration::from_millis(200) }
     );
     assert!(!config.channels_fallback);
 }
@@ -76,10 +67,7 @@ json_duplicate_keys = reject
     );
     assert_eq!((config.node_name.as_str(), config.cpu), ("dc7", Some(2)));
     assert_eq!(config.http.listen.as_deref(), Some("0.0.0.0:9090"));
-    assert_eq!(
-        config.queue.sync,
-        SyncMode::Interval(Duration::from_millis(50))
-    );
+    assert_eq!(config.queue.sync, SyncMode::Interval(Duration::from_millis(50)));
     assert_eq!(config.writer.batch_size, Some(200));
     assert_eq!(config.storage, StorageConfig::Noop);
     assert_eq!(config.json.duplicate_keys, DuplicateKeys::Reject);
@@ -177,19 +165,19 @@ fn what_is_not_here_yet_is_refused_with_its_line() {
     for (conf, expect) in [
         (
             "\nqueue_backend = redis\n",
-            "t.conf:2: queue_backend = redis is not part of this build yet (2.0.0 has queue_backend = file)",
+            "t.conf:2: queue_backend = redis is not part of this release (2.0.0 has queue_backend = file)",
         ),
         (
             "storage_backend = mysql\n",
-            "t.conf:1: storage_backend = mysql is not part of this build yet (2.0.0 has storage_backend = file and noop)",
+            "t.conf:1: storage_backend = mysql is not part of this release (2.0.0 has storage_backend = file and noop)",
         ),
         (
             "https_enabled = true\n",
-            "t.conf:1: https_enabled = true is not part of this build yet (2.0.0 serves HTTP; put a TLS proxy before it)",
+            "t.conf:1: https_enabled = true is not part of this release (2.0.0 serves HTTP; put a TLS proxy before it)",
         ),
         (
             "replication_enabled = on\n",
-            "t.conf:1: replication_enabled = on is not part of this build yet (2.0.0 is a single node)",
+            "t.conf:1: replication_enabled = on is not part of this release (2.0.0 is a single node)",
         ),
     ] {
         assert_eq!(wrong(conf), [expect]);
@@ -240,20 +228,14 @@ fn mistakes_of_keys_and_channels_are_reported_together() {
         panic!("accepted");
     };
     assert_eq!(problems.len(), 3, "{problems:?}");
-    assert!(
-        problems[1].starts_with("channels.yml:3: channels.a.mod: "),
-        "{problems:?}"
-    );
+    assert!(problems[1].starts_with("channels.yml:3: channels.a.mod: "), "{problems:?}");
 }
 
 #[test]
 fn a_depth_beyond_what_all_backends_take_names_the_one_that_refuses() {
     assert!(good("json_max_depth = 31\n").warnings.is_empty());
     let warnings = good("json_max_depth = 32\n").warnings;
-    assert!(
-        warnings.len() == 1 && warnings[0].contains("MariaDB"),
-        "{warnings:?}"
-    );
+    assert!(warnings.len() == 1 && warnings[0].contains("MariaDB"), "{warnings:?}");
 }
 
 #[test]
@@ -271,10 +253,7 @@ fn the_shipped_key_is_a_warning_where_other_machines_reach_it() {
             panic!("refused");
         };
         assert_eq!(
-            config
-                .warnings
-                .iter()
-                .any(|text| text.contains("events_raw")),
+            config.warnings.iter().any(|text| text.contains("events_raw")),
             warned,
             "{listen}"
         );
@@ -284,9 +263,7 @@ fn the_shipped_key_is_a_warning_where_other_machines_reach_it() {
 
 #[test]
 fn without_channels_the_client_key_serves_and_the_configuration_says_so() {
-    let missing = || ChannelsSource::Missing {
-        path: "conf/channels.yml".to_owned(),
-    };
+    let missing = || ChannelsSource::Missing { path: "conf/channels.yml".to_owned() };
     let Ok(config) = built("client_api_key = my-own-key\n", missing()) else {
         panic!("refused");
     };

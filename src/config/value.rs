@@ -100,9 +100,7 @@ pub fn listen(text: &str) -> Option<(&str, u16)> {
         None => host,
     };
     let plain = host.parse::<IpAddr>().is_ok()
-        || host
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'));
+        || host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'));
     // An IPv6 address without brackets cannot be told from its port.
     let ambiguous = host.contains(':') && !text.starts_with('[');
     (plain && !ambiguous).then_some((host, port))
@@ -128,9 +126,7 @@ fn peer(text: &str) -> bool {
         return false;
     };
     let rest = url.trim_start();
-    let rest = rest
-        .strip_prefix("http://")
-        .or_else(|| rest.strip_prefix("https://"));
+    let rest = rest.strip_prefix("http://").or_else(|| rest.strip_prefix("https://"));
     Name::new(name.trim_end()).is_ok()
         && rest.is_some_and(|rest| {
             !rest.is_empty() && !rest.starts_with('/') && !rest.contains(char::is_whitespace)
@@ -160,9 +156,7 @@ pub fn show_milliseconds(ms: u64) -> String {
 }
 
 fn split_unit(text: &str) -> Option<(u64, &str)> {
-    let end = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     Some((number.parse().ok()?, unit.trim_start()))
 }
@@ -242,9 +236,7 @@ mod tests {
     #[test]
     fn peers_are_names_with_urls() {
         assert!(peers("dc2=http://10.0.1.2:8080"));
-        assert!(peers(
-            "dc2=http://10.0.1.2:8080, dc3=https://dc3.example.com"
-        ));
+        assert!(peers("dc2=http://10.0.1.2:8080, dc3=https://dc3.example.com"));
         for bad in [
             "http://10.0.1.2",
             "dc2=10.0.1.2:8080",

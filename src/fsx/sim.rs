@@ -24,12 +24,8 @@ pub enum Persist {
 }
 
 /// The four modes, for tests that try all.
-pub const MODES: [Persist; 4] = [
-    Persist::Nothing,
-    Persist::Everything,
-    Persist::Prefix,
-    Persist::Scattered,
-];
+pub const MODES: [Persist; 4] =
+    [Persist::Nothing, Persist::Everything, Persist::Prefix, Persist::Scattered];
 
 /// An operation to fail: counted from the moment it is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,11 +167,7 @@ impl SimDisk {
     pub fn corrupt(&self, path: &Path, bytes: Vec<u8>) {
         let mut state = self.lock();
         if let Some(Entry::File(id)) = state.live.get(path).copied() {
-            state.inodes[id] = Inode {
-                live: bytes.clone(),
-                durable: bytes,
-                pending: Vec::new(),
-            };
+            state.inodes[id] = Inode { live: bytes.clone(), durable: bytes, pending: Vec::new() };
         }
     }
 
@@ -183,10 +175,7 @@ impl SimDisk {
     #[must_use]
     pub fn files(&self) -> Vec<PathBuf> {
         let state = self.lock();
-        let files = state
-            .live
-            .iter()
-            .filter(|(_, entry)| matches!(entry, Entry::File(_)));
+        let files = state.live.iter().filter(|(_, entry)| matches!(entry, Entry::File(_)));
         files.map(|(path, _)| path.clone()).collect()
     }
 
@@ -217,18 +206,9 @@ impl SimDisk {
                     pending.change.apply(&mut data);
                 }
             }
-            inodes.push(Inode {
-                live: data.clone(),
-                durable: data,
-                pending: Vec::new(),
-            });
+            inodes.push(Inode { live: data.clone(), durable: data, pending: Vec::new() });
         }
-        let next = State {
-            inodes,
-            live: names.clone(),
-            durable: names,
-            ..State::default()
-        };
+        let next = State { inodes, live: names.clone(), durable: names, ..State::default() };
         Self(Arc::new(Mutex::new(next)))
     }
 }
@@ -305,11 +285,7 @@ impl State {
                 *seen += 1;
             }
         }
-        if failed {
-            Err(io::Error::from_raw_os_error(libc::EIO))
-        } else {
-            Ok(())
-        }
+        if failed { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
     }
 
     fn used(&self) -> u64 {
@@ -323,12 +299,7 @@ impl State {
     }
 
     fn rename_op(&mut self, dir: &Path, add: Option<(PathBuf, Entry)>, del: Option<PathBuf>) {
-        let op = NameOp {
-            at: self.clock,
-            dir: dir.to_owned(),
-            add,
-            del,
-        };
+        let op = NameOp { at: self.clock, dir: dir.to_owned(), add, del };
         op.apply(&mut self.live);
         self.names.push(op);
     }
@@ -350,20 +321,14 @@ impl Disk for SimDisk {
         state.inodes.push(Inode::default());
         let id = state.inodes.len() - 1;
         state.rename_op(parent(path), Some((path.to_owned(), Entry::File(id))), None);
-        Ok(Box::new(SimFile {
-            disk: self.clone(),
-            id,
-            path: path.to_owned(),
-        }))
+        Ok(Box::new(SimFile { disk: self.clone(), id, path: path.to_owned() }))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         match self.lock().live.get(path) {
-            Some(Entry::File(id)) => Ok(Box::new(SimFile {
-                disk: self.clone(),
-                id: *id,
-                path: path.to_owned(),
-            })),
+            Some(Entry::File(id)) => {
+                Ok(Box::new(SimFile { disk: self.clone(), id: *id, path: path.to_owned() }))
+            }
             _ => Err(io::ErrorKind::NotFound.into()),
         }
     }
@@ -372,11 +337,7 @@ impl Disk for SimDisk {
         let mut state = self.lock();
         state.op(Op::Name, to)?;
         let entry = *state.live.get(from).ok_or(io::ErrorKind::NotFound)?;
-        state.rename_op(
-            parent(to),
-            Some((to.to_owned(), entry)),
-            Some(from.to_owned()),
-        );
+        state.rename_op(parent(to), Some((to.to_owned(), entry)), Some(from.to_owned()));
         Ok(())
     }
 
@@ -407,9 +368,7 @@ impl Disk for SimDisk {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let state = self.lock();
         let inside = state.live.keys().filter(|path| parent(path) == dir);
-        Ok(inside
-            .filter_map(|p| p.file_name()?.to_str().map(str::to_owned))
-            .collect())
+        Ok(inside.filter_map(|p| p.file_name()?.to_str().map(str::to_owned)).collect())
     }
 
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
@@ -425,9 +384,7 @@ impl Disk for SimDisk {
 
     fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {
         let state = self.lock();
-        Ok(state
-            .capacity
-            .map_or(u64::MAX, |most| most.saturating_sub(state.used())))
+        Ok(state.capacity.map_or(u64::MAX, |most| most.saturating_sub(state.used())))
     }
 }
 
@@ -435,9 +392,7 @@ impl DiskFile for SimFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let state = self.disk.lock();
         let data = &state.inodes[self.id].live;
-        let at = usize::try_from(offset)
-            .unwrap_or(usize::MAX)
-            .min(data.len());
+        let at = usize::try_from(offset).unwrap_or(usize::MAX).min(data.len());
         let n = buf.len().min(data.len() - at);
         buf[..n].copy_from_slice(&data[at..at + n]);
         Ok(n)
@@ -448,9 +403,7 @@ impl DiskFile for SimFile {
         let verdict = state.op(Op::Write, &self.path);
         let grows =
             (offset + buf.len() as u64).saturating_sub(state.inodes[self.id].live.len() as u64);
-        let room = state
-            .capacity
-            .map_or(u64::MAX, |most| most.saturating_sub(state.used()));
+        let room = state.capacity.map_or(u64::MAX, |most| most.saturating_sub(state.used()));
         let full = grows > room;
         // a write that fails has often written a part
         let part = match (&verdict, full) {
@@ -464,18 +417,10 @@ impl DiskFile for SimFile {
             let change = Change::Write(offset, buf[..part].to_vec());
             let inode = &mut state.inodes[self.id];
             change.apply(&mut inode.live);
-            inode.pending.push(Pending {
-                at,
-                change,
-                doomed: false,
-            });
+            inode.pending.push(Pending { at, change, doomed: false });
         }
         verdict?;
-        if full {
-            Err(io::Error::from_raw_os_error(libc::ENOSPC))
-        } else {
-            Ok(())
-        }
+        if full { Err(io::Error::from_raw_os_error(libc::ENOSPC)) } else { Ok(()) }
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -510,11 +455,7 @@ impl DiskFile for SimFile {
         let inode = &mut state.inodes[self.id];
         let change = Change::SetLen(len);
         change.apply(&mut inode.live);
-        inode.pending.push(Pending {
-            at,
-            change,
-            doomed: false,
-        });
+        inode.pending.push(Pending { at, change, doomed: false });
         Ok(())
     }
 }
@@ -550,17 +491,11 @@ mod tests {
         let file = disk.create(a).unwrap();
         file.write_at(b"synced", 0).unwrap();
         file.sync().unwrap();
-        assert!(
-            !disk.crash(Persist::Nothing, 1).exists(a),
-            "a name is not durable by its file"
-        );
+        assert!(!disk.crash(Persist::Nothing, 1).exists(a), "a name is not durable by its file");
         disk.sync_dir(Path::new("/")).unwrap();
         file.write_at(b"lost", 6).unwrap();
         assert_eq!(disk.crash(Persist::Nothing, 1).bytes(a).unwrap(), b"synced");
-        assert_eq!(
-            disk.crash(Persist::Everything, 1).bytes(a).unwrap(),
-            b"syncedlost"
-        );
+        assert_eq!(disk.crash(Persist::Everything, 1).bytes(a).unwrap(), b"syncedlost");
         disk.rename(a, b).unwrap();
         assert!(disk.crash(Persist::Nothing, 1).exists(a));
         disk.sync_dir(Path::new("/")).unwrap();
@@ -576,12 +511,7 @@ mod tests {
         disk.fail(Some(Op::Sync), Fault::Once(0));
         assert!(file.sync().is_err());
         assert!(file.sync().is_ok());
-        assert_eq!(
-            disk.crash(Persist::Nothing, 1)
-                .bytes(Path::new("/a"))
-                .unwrap(),
-            b""
-        );
+        assert_eq!(disk.crash(Persist::Nothing, 1).bytes(Path::new("/a")).unwrap(), b"");
     }
 
     #[test]

@@ -45,10 +45,7 @@ pub struct Held {
 impl Held {
     /// Holds nothing yet.
     pub fn none(all: &Arc<Inflight>) -> Self {
-        Self {
-            all: all.clone(),
-            bytes: 0,
-        }
+        Self { all: all.clone(), bytes: 0 }
     }
 
     /// Holds `bytes` more; `false` where that is too much.
@@ -145,11 +142,7 @@ async fn read_all(mut body: Body, limits: &BodyLimits, held: &mut Held) -> Resul
         }
         rest.extend_from_slice(&data);
     }
-    Ok(if rest.is_empty() {
-        first
-    } else {
-        rest.freeze()
-    })
+    Ok(if rest.is_empty() { first } else { rest.freeze() })
 }
 
 /// Inflates a body, up to its limit.
@@ -197,9 +190,7 @@ async fn drain(
             Ok(n) if held.grow(n, limits.max_inflight) => {}
             Ok(_) => return Err(ApiError::Busy(Duration::from_secs(1))),
             Err(e) => {
-                return Err(ApiError::Inflate(format!(
-                    "the body is not whole {name}: {e}"
-                )));
+                return Err(ApiError::Inflate(format!("the body is not whole {name}: {e}")));
             }
         }
     }
@@ -211,11 +202,8 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: BodyLimits = BodyLimits {
-        max_body: 1 << 16,
-        timeout: Duration::from_secs(1),
-        max_inflight: 1 << 20,
-    };
+    const LIMITS: BodyLimits =
+        BodyLimits { max_body: 1 << 16, timeout: Duration::from_secs(1), max_inflight: 1 << 20 };
 
     fn gzip(bytes: &[u8]) -> Vec<u8> {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
@@ -239,10 +227,7 @@ mod tests {
             assert_eq!(try_inflate(&whole, coding).await.unwrap(), lines.as_bytes());
             for cut in 1..whole.len() {
                 let result = try_inflate(&whole[..cut], coding).await;
-                assert!(
-                    matches!(result, Err(ApiError::Inflate(_))),
-                    "{coding:?} cut at {cut}"
-                );
+                assert!(matches!(result, Err(ApiError::Inflate(_))), "{coding:?} cut at {cut}");
             }
         }
     }
@@ -250,19 +235,15 @@ mod tests {
     #[tokio::test]
     async fn several_members_are_one_body() {
         let two = [gzip(b"{}\n"), gzip(b"{\"b\":2}\n")].concat();
-        assert_eq!(
-            try_inflate(&two, Coding::Gzip).await.unwrap(),
-            "{}\n{\"b\":2}\n"
-        );
+        assert_eq!(try_inflate(&two, Coding::Gzip).await.unwrap(), "{}\n{\"b\":2}\n");
     }
 
     #[tokio::test]
     async fn a_bomb_is_met_at_the_limit() {
         let zeros = vec![b' '; 64 << 20];
-        for (coding, bomb) in [
-            (Coding::Gzip, gzip(&zeros)),
-            (Coding::Zstd, zstd::encode_all(&zeros[..], 3).unwrap()),
-        ] {
+        for (coding, bomb) in
+            [(Coding::Gzip, gzip(&zeros)), (Coding::Zstd, zstd::encode_all(&zeros[..], 3).unwrap())]
+        {
             let result = try_inflate(&bomb, coding).await;
             assert!(matches!(result, Err(ApiError::TooLarge(_))), "{coding:?}");
         }

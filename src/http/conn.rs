@@ -46,6 +46,7 @@ pub struct Conn {
     /// Rung when the connection is to end: at once where it is overdue, else when its request is done.
     pub bell: Notify,
     overdue: AtomicBool,
+    finishing: AtomicBool,
 }
 
 impl Conn {
@@ -58,6 +59,7 @@ impl Conn {
             early: AtomicBool::new(false),
             bell: Notify::new(),
             overdue: AtomicBool::new(false),
+            finishing: AtomicBool::new(false),
         };
         conn.due_in(deadlines.header);
         conn
@@ -65,10 +67,7 @@ impl Conn {
 
     fn due_in(&self, time: Duration) {
         let at = self.clock.mono() + time;
-        self.due.store(
-            u64::try_from(at.as_millis()).unwrap_or(NEVER),
-            Ordering::Relaxed,
-        );
+        self.due.store(u64::try_from(at.as_millis()).unwrap_or(NEVER), Ordering::Relaxed);
     }
 
     /// A whole request head has come; the handler has deadlines of its own.
@@ -90,9 +89,19 @@ impl Conn {
         }
     }
 
-    /// Whether a deadline has passed.
-    pub fn is_overdue(&self) -> bool {
-        self.overdue.load(Ordering::Relaxed)
+    /// Whether a deadline has passed and, now that the stream was looked at once more, nothing has
+    /// come: on a busy machine bytes may have waited for us, not we for them.
+    pub fn expired(&self) -> bool {
+        if !self.overdue.swap(false, Ordering::Relaxed) {
+            return false;
+        }
+        let now = u64::try_from(self.clock.mono().as_millis()).unwrap_or(NEVER);
+        self.due.load(Ordering::Relaxed) <= now
+    }
+
+    /// Whether it is to end when its request is done.
+    pub fn is_finishing(&self) -> bool {
+        self.finishing.load(Ordering::Relaxed)
     }
 }
 
@@ -122,11 +131,7 @@ impl Conns {
         let id = open.0;
         open.0 += 1;
         open.1.insert(id, conn.clone());
-        Entry {
-            conn,
-            all: self.clone(),
-            id,
-        }
+        Entry { conn, all: self.clone(), id }
     }
 
     /// How many are open.
@@ -134,24 +139,22 @@ impl Conns {
         self.lock().1.len()
     }
 
-    /// Rings the bell of every connection whose deadline has passed; how many.
-    pub fn reap(&self, now: Duration) -> usize {
+    /// Rings the bell of every connection whose deadline has passed.
+    pub fn reap(&self, now: Duration) {
         let now = u64::try_from(now.as_millis()).unwrap_or(NEVER);
-        let mut reaped = 0;
         for conn in self.lock().1.values() {
             if conn.due.load(Ordering::Relaxed) <= now
                 && !conn.overdue.swap(true, Ordering::Relaxed)
             {
                 conn.bell.notify_one();
-                reaped += 1;
             }
         }
-        reaped
     }
 
     /// Asks every connection to end when its request is done.
     pub fn finish(&self) {
         for conn in self.lock().1.values() {
+            conn.finishing.store(true, Ordering::Relaxed);
             conn.bell.notify_one();
         }
     }
@@ -172,10 +175,7 @@ pub struct NotedIo {
 impl NotedIo {
     /// Around an accepted stream.
     pub fn new(stream: TcpStream, conn: Arc<Conn>) -> Self {
-        Self {
-            stream: TokioIo::new(stream),
-            conn,
-        }
+        Self { stream: TokioIo::new(stream), conn }
     }
 
     /// The bare stream.

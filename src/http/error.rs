@@ -43,6 +43,8 @@ pub enum ApiError {
     Stopping,
     /// The door refused; the time is when room is expected.
     Refused(Refused, Duration),
+    /// More than `http_max_header_bytes` of headers.
+    HeadersTooLarge(usize),
     /// Not ready; the reason.
     NotReady(String),
     /// A fault of ours.
@@ -69,11 +71,7 @@ struct Shown {
 
 impl From<&Violation> for Shown {
     fn from(v: &Violation) -> Self {
-        Self {
-            index: v.index,
-            pointer: v.pointer.clone(),
-            reason: v.reason.clone(),
-        }
+        Self { index: v.index, pointer: v.pointer.clone(), reason: v.reason.clone() }
     }
 }
 
@@ -83,11 +81,7 @@ type Choice = (StatusCode, &'static str, String, Option<&'static str>);
 impl ApiError {
     fn choose(&self) -> Choice {
         let (status, code, text) = match self {
-            Self::NotFound => (
-                StatusCode::NOT_FOUND,
-                "not_found",
-                "no such path".to_owned(),
-            ),
+            Self::NotFound => (StatusCode::NOT_FOUND, "not_found", "no such path".to_owned()),
             Self::ChannelNotFound => (
                 StatusCode::NOT_FOUND,
                 "channel_not_found",
@@ -122,28 +116,24 @@ impl ApiError {
                     most.as_millis()
                 ),
             ),
-            Self::BodyBroken => (
-                StatusCode::BAD_REQUEST,
-                "body_incomplete",
-                "the body ended early".to_owned(),
+            Self::BodyBroken => {
+                (StatusCode::BAD_REQUEST, "body_incomplete", "the body ended early".to_owned())
+            }
+            Self::HeadersTooLarge(most) => (
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "headers_too_large",
+                format!("the headers are longer than http_max_header_bytes ({most})"),
             ),
-            Self::NoHost => (
-                StatusCode::BAD_REQUEST,
-                "no_host",
-                "HTTP/1.1 needs a Host header".to_owned(),
-            ),
+            Self::NoHost => {
+                (StatusCode::BAD_REQUEST, "no_host", "HTTP/1.1 needs a Host header".to_owned())
+            }
             Self::Busy(_) => {
                 let text = "http_max_inflight_bytes of bodies are in memory: try again".to_owned();
                 return (StatusCode::SERVICE_UNAVAILABLE, "busy", text, Some("no"));
             }
             Self::Stopping => {
                 let text = "this node is stopping".to_owned();
-                return (
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "stopping",
-                    text,
-                    Some("no"),
-                );
+                return (StatusCode::SERVICE_UNAVAILABLE, "stopping", text, Some("no"));
             }
             Self::NotReady(why) => (StatusCode::SERVICE_UNAVAILABLE, "not_ready", why.clone()),
             Self::Internal(why) => (StatusCode::INTERNAL_SERVER_ERROR, "internal", why.clone()),
@@ -188,18 +178,12 @@ fn choose_refused(refused: &Refused) -> Choice {
             };
             (StatusCode::BAD_REQUEST, "invalid", text, None)
         }
-        Refused::Queue(e @ AppendError::Full { .. }) => (
-            StatusCode::TOO_MANY_REQUESTS,
-            "queue_full",
-            e.to_string(),
-            None,
-        ),
-        Refused::Queue(e @ AppendError::TooLarge { .. }) => (
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "batch_too_large",
-            e.to_string(),
-            None,
-        ),
+        Refused::Queue(e @ AppendError::Full { .. }) => {
+            (StatusCode::TOO_MANY_REQUESTS, "queue_full", e.to_string(), None)
+        }
+        Refused::Queue(e @ AppendError::TooLarge { .. }) => {
+            (StatusCode::PAYLOAD_TOO_LARGE, "batch_too_large", e.to_string(), None)
+        }
         Refused::Queue(e @ AppendError::Unavailable { .. }) => {
             (unavailable, "unavailable", e.to_string(), Some("no"))
         }
@@ -223,13 +207,7 @@ impl IntoResponse for ApiError {
             Self::Refused(Refused::Invalid(all), _) => all.iter().map(Shown::from).collect(),
             _ => Vec::new(),
         };
-        let answer = Answer {
-            status: "error",
-            code,
-            error,
-            stored,
-            violations: &violations,
-        };
+        let answer = Answer { status: "error", code, error, stored, violations: &violations };
         let mut response = json(status, serde_json::to_vec(&answer).unwrap_or_default());
         let headers = response.headers_mut();
         match &self {
@@ -243,10 +221,7 @@ impl IntoResponse for ApiError {
             _ => {}
         }
         if let Some(after) = self.retry_after() {
-            headers.insert(
-                RETRY_AFTER,
-                HeaderValue::from(after.as_secs_f64().ceil() as u64),
-            );
+            headers.insert(RETRY_AFTER, HeaderValue::from(after.as_secs_f64().ceil() as u64));
         }
         if self.before_body() {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -260,8 +235,6 @@ pub fn json(status: StatusCode, mut body: Vec<u8>) -> Response {
     body.push(b'\n');
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }

@@ -14,7 +14,6 @@ use axum::response::{IntoResponse, Response};
 
 use super::App;
 use super::body::{self, Coding, Held};
-use super::conn::Conn;
 use super::error::{ApiError, json};
 use crate::channel::{Channel, auth};
 use crate::ingest::Accepted;
@@ -27,23 +26,16 @@ pub async fn add(
     Path(name): Path<String>,
     request: Request,
 ) -> Response {
-    let conn = request.extensions().get::<Arc<Conn>>().cloned();
     let channel = app.registry.enabled(&name).cloned();
     let label = channel.as_ref().map_or("", |c| c.name.as_str());
     let response = match serve(&app, channel.as_ref(), request).await {
         Ok(accepted) => answer(&app, &accepted),
         Err(error) => {
             app.health.rejected.fetch_add(1, Ordering::Relaxed);
-            if let (Some(conn), true) = (conn, error.before_body()) {
-                conn.early.store(true, Ordering::Relaxed);
-            }
             error.into_response()
         }
     };
-    app.metrics
-        .requests
-        .with_label_values(&[label, response.status().as_str()])
-        .inc();
+    app.metrics.requests.with_label_values(&[label, response.status().as_str()]).inc();
     response
 }
 
@@ -60,10 +52,7 @@ async fn serve(
     if parts.version == Version::HTTP_11 && !parts.headers.contains_key(HOST) {
         return Err(ApiError::NoHost);
     }
-    let key = parts
-        .headers
-        .get(AUTHORIZATION)
-        .map(|value| value.as_bytes());
+    let key = parts.headers.get(AUTHORIZATION).map(|value| value.as_bytes());
     if !auth::authorized(&channel.keys, key) {
         return Err(ApiError::Unauthorized);
     }
@@ -105,21 +94,10 @@ async fn accept(
 
 /// Lines where the type says so; anything else is read as JSON, since plain curl sends a form's type.
 fn form(headers: &HeaderMap) -> Form {
-    let kind = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or("");
+    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     let kind = kind.split(';').next().unwrap_or("").trim();
-    let lines = [
-        "application/x-ndjson",
-        "application/ndjson",
-        "application/jsonl",
-    ];
-    if lines.iter().any(|line| kind.eq_ignore_ascii_case(line)) {
-        Form::Lines
-    } else {
-        Form::Json
-    }
+    let lines = ["application/x-ndjson", "application/ndjson", "application/jsonl"];
+    if lines.iter().any(|line| kind.eq_ignore_ascii_case(line)) { Form::Lines } else { Form::Json }
 }
 
 fn answer(app: &App, accepted: &Accepted) -> Response {

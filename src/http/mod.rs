@@ -46,19 +46,10 @@ pub fn routes(app: Arc<App>) -> Router {
         // clients
         .route("/ingress/{channel}/add", any(ingest::add))
         // operators
-        .route(
-            "/healthz",
-            get(operator::healthz).fallback(operator::only_get),
-        )
+        .route("/healthz", get(operator::healthz).fallback(operator::only_get))
         .route("/livez", get(operator::livez).fallback(operator::only_get))
-        .route(
-            "/readyz",
-            get(operator::readyz).fallback(operator::only_get),
-        )
-        .route(
-            "/metrics",
-            get(operator::metrics).fallback(operator::only_get),
-        )
+        .route("/readyz", get(operator::readyz).fallback(operator::only_get))
+        .route("/metrics", get(operator::metrics).fallback(operator::only_get))
         .fallback(operator::not_found)
         .with_state(app)
 }

@@ -15,11 +15,8 @@ use super::error::{ApiError, json};
 
 /// 200 while serving, 503 from the first moment of stopping: balancers probe it.
 pub async fn healthz(State(app): State<Arc<App>>) -> Response {
-    let status = if app.health.is_stopping() {
-        StatusCode::SERVICE_UNAVAILABLE
-    } else {
-        StatusCode::OK
-    };
+    let status =
+        if app.health.is_stopping() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     match serde_json::to_vec(&app.health.report()) {
         Ok(body) => json(status, body),
         Err(e) => ApiError::Internal(e.to_string()).into_response(),

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::http::header::CONNECTION;
+use axum::response::IntoResponse;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -19,6 +21,7 @@ use tokio::sync::watch;
 use tower_service::Service;
 
 use super::conn::{Conns, Deadlines, Entry, NotedIo};
+use super::error::ApiError;
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::task;
@@ -70,13 +73,7 @@ impl Server {
         socket.bind(&addr.into())?;
         socket.listen(BACKLOG)?;
         let listener = TcpListener::from_std(socket.into())?;
-        Ok(Self {
-            listener,
-            limits,
-            clock,
-            metrics,
-            conns: Arc::default(),
-        })
+        Ok(Self { listener, limits, clock, metrics, conns: Arc::default() })
     }
 
     /// The address that was bound.
@@ -93,19 +90,14 @@ impl Server {
         loop {
             tokio::select! {
                 () = stopped(&mut stop) => break,
-                _ = reap.tick() => self.reap(),
+                _ = reap.tick() => self.conns.reap(self.clock.mono()),
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, _)) => self.enter(stream, &service),
                     Err(e) => self.not_accepted(&e).await,
                 },
             }
         }
-        let Self {
-            listener,
-            conns,
-            clock,
-            ..
-        } = self;
+        let Self { listener, conns, clock, .. } = self;
         drop(listener);
         conns.finish();
         while conns.len() > 0 {
@@ -113,17 +105,6 @@ impl Server {
             conns.reap(clock.mono());
             // a connection accepted at the last moment had not heard the bell
             conns.finish();
-        }
-    }
-
-    fn reap(&self) {
-        let reaped = self.conns.reap(self.clock.mono());
-        if reaped > 0 {
-            let closed = self
-                .metrics
-                .closed_connections
-                .with_label_values(&["deadline"]);
-            closed.inc_by(reaped as u64);
         }
     }
 
@@ -135,10 +116,7 @@ impl Server {
 
     fn enter(&self, stream: TcpStream, service: &Router) {
         if self.conns.len() >= self.limits.max_connections {
-            self.metrics
-                .closed_connections
-                .with_label_values(&["limit"])
-                .inc();
+            self.metrics.closed_connections.with_label_values(&["limit"]).inc();
             task::spawn(turn_away(stream));
             return;
         }
@@ -148,7 +126,7 @@ impl Server {
         let (max_header_bytes, service) = (self.limits.max_header_bytes, service.clone());
         metrics.connections.inc();
         task::spawn(async move {
-            serve(stream, &entry, max_header_bytes, service).await;
+            serve(stream, &entry, max_header_bytes, service, &metrics).await;
             metrics.connections.dec();
         });
     }
@@ -173,39 +151,62 @@ async fn turn_away(mut stream: TcpStream) {
     linger(stream).await;
 }
 
-async fn serve(stream: TcpStream, entry: &Entry, max_header_bytes: usize, service: Router) {
+async fn serve(
+    stream: TcpStream,
+    entry: &Entry,
+    max_header_bytes: usize,
+    service: Router,
+    metrics: &Metrics,
+) {
     let conn = entry.conn.clone();
     let noted = conn.clone();
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         noted.serving();
-        let mut request = request.map(Body::new);
-        request.extensions_mut().insert(noted.clone());
+        let long = header_bytes(&request) > max_header_bytes;
         let (mut service, noted) = (service.clone(), noted.clone());
         // boxed, since hyper drives only a future that may move when the stream is to come back
         Box::pin(async move {
-            let response = service.call(request).await;
+            let response = if long {
+                Ok(ApiError::HeadersTooLarge(max_header_bytes).into_response())
+            } else {
+                service.call(request.map(Body::new)).await
+            };
+            if let Ok(response) = &response
+                && response.headers().get(CONNECTION).is_some_and(|value| value == "close")
+            {
+                noted.early.store(true, Ordering::Relaxed);
+            }
             noted.served();
             response
         })
     });
     let mut http = http1::Builder::new()
         .header_read_timeout(None)
-        .max_buf_size(max_header_bytes)
+        // what is only a little too long gets our answer; what is far too long, hyper's
+        .max_buf_size(2 * max_header_bytes)
         .serve_connection(NotedIo::new(stream, conn.clone()), service);
     loop {
         tokio::select! {
             biased;
             done = std::future::poll_fn(|cx| http.poll_without_shutdown(cx)) => {
-                if done.is_err() {
-                    return;
+                match done {
+                    Ok(()) => break,
+                    // hyper has answered what it could not read: that answer is to be seen too
+                    Err(e) if e.is_parse() => {
+                        conn.early.store(true, Ordering::Relaxed);
+                        break;
+                    }
+                    Err(_) => return,
                 }
-                break;
             }
             () = conn.bell.notified() => {
-                if conn.is_overdue() {
+                if conn.expired() {
+                    metrics.closed_connections.with_label_values(&["deadline"]).inc();
                     return;
                 }
-                std::pin::Pin::new(&mut http).graceful_shutdown();
+                if conn.is_finishing() {
+                    std::pin::Pin::new(&mut http).graceful_shutdown();
+                }
             }
         }
     }
@@ -213,6 +214,14 @@ async fn serve(stream: TcpStream, entry: &Entry, max_header_bytes: usize, servic
     if conn.early.load(Ordering::Relaxed) {
         linger(stream).await;
     }
+}
+
+/// What the request line and the headers take, as HTTP/1.1 writes them.
+fn header_bytes(request: &hyper::Request<Incoming>) -> usize {
+    let path = request.uri().path_and_query().map_or(0, |p| p.as_str().len());
+    let headers =
+        request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+    path + headers.sum::<usize>()
 }
 
 /// Closes without a reset while the client is still sending: says that nothing more will come, then

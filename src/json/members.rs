@@ -24,19 +24,13 @@ pub struct Elements<'a> {
 /// The top-level members of `object`: the decoded key, and the value's text without space around it.
 #[must_use]
 pub fn members(object: &[u8]) -> Members<'_> {
-    Members {
-        text: object,
-        at: content_start(object),
-    }
+    Members { text: object, at: content_start(object) }
 }
 
 /// The elements of `array`: the text of each, without space around it.
 #[must_use]
 pub fn elements(array: &[u8]) -> Elements<'_> {
-    Elements {
-        text: array,
-        at: content_start(array),
-    }
+    Elements { text: array, at: content_start(array) }
 }
 
 impl<'a> Iterator for Members<'a> {
@@ -64,11 +58,7 @@ impl<'a> Iterator for Elements<'a> {
         let end = value_end(self.text, start);
         self.at = end;
         // A closing bracket is the one token that is no value: nothing is taken of it.
-        if end > start {
-            Some(&self.text[start..end])
-        } else {
-            None
-        }
+        if end > start { Some(&self.text[start..end]) } else { None }
     }
 }
 
@@ -82,10 +72,7 @@ fn content_start(container: &[u8]) -> usize {
 
 /// The next position that holds neither space nor a separator; at most the text's length.
 fn skip_to_token(text: &[u8], mut at: usize) -> usize {
-    while matches!(
-        text.get(at),
-        Some(b' ' | b'\t' | b'\n' | b'\r' | b',' | b':')
-    ) {
+    while matches!(text.get(at), Some(b' ' | b'\t' | b'\n' | b'\r' | b',' | b':')) {
         at += 1;
     }
     at

@@ -37,10 +37,9 @@ pub(super) enum Fault {
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::TooLong(len) => write!(
-                f,
-                "number of {len} bytes: at most {MAX_NUMBER_LEN} are allowed"
-            ),
+            Self::TooLong(len) => {
+                write!(f, "number of {len} bytes: at most {MAX_NUMBER_LEN} are allowed")
+            }
             Self::TooLarge => f.write_str("number too large for a double"),
             Self::TooSmall => {
                 f.write_str("number too close to zero for a double (below 2.2250738585072014e-308)")
@@ -70,10 +69,7 @@ pub(super) fn scan(body: &[u8], start: usize) -> Result<Scanned, Broken> {
     let whole = start + usize::from(body.get(start) == Some(&b'-'));
     let mut at = digits_end(body, whole)?;
     if at > whole + 1 && body[whole] == b'0' {
-        return Err(Broken {
-            at: whole + 1,
-            expected: "no digit after a leading 0",
-        });
+        return Err(Broken { at: whole + 1, expected: "no digit after a leading 0" });
     }
     if body.get(at) == Some(&b'.') {
         at = digits_end(body, at + 1)?;
@@ -90,11 +86,9 @@ pub(super) fn scan(body: &[u8], start: usize) -> Result<Scanned, Broken> {
         Some(Fault::TooLong(at - start))
     } else {
         // Without an exponent a text this short lies between 1e-98 and 1e100.
-        exponent
-            .filter(|exponent| *exponent > SAFE_EXPONENT)
-            .and_then(|exponent| {
-                range_fault(&body[start..at], &body[whole..mantissa_end], exponent)
-            })
+        exponent.filter(|exponent| *exponent > SAFE_EXPONENT).and_then(|exponent| {
+            range_fault(&body[start..at], &body[whole..mantissa_end], exponent)
+        })
     };
     Ok(Scanned { end: at, fault })
 }
@@ -107,19 +101,15 @@ fn digits_end(body: &[u8], at: usize) -> Result<usize, Broken> {
         end += 1;
     }
     if end == at {
-        return Err(Broken {
-            at,
-            expected: "a digit",
-        });
+        return Err(Broken { at, expected: "a digit" });
     }
     Ok(end)
 }
 
 fn magnitude(digits: &[u8]) -> i32 {
-    digits.iter().fold(0_i32, |sum, digit| {
-        sum.saturating_mul(10)
-            .saturating_add(i32::from(digit - b'0'))
-    })
+    digits
+        .iter()
+        .fold(0_i32, |sum, digit| sum.saturating_mul(10).saturating_add(i32::from(digit - b'0')))
 }
 
 fn range_fault(text: &[u8], mantissa: &[u8], exponent: i32) -> Option<Fault> {

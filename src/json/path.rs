@@ -90,10 +90,7 @@ impl<'a> Path<'a> {
     /// Whether the innermost container is an object; `None` outside of all.
     #[inline]
     pub(super) fn in_object(&self) -> Option<bool> {
-        self.too_deep
-            .last()
-            .copied()
-            .or_else(|| self.frames.last().map(|frame| frame.object))
+        self.too_deep.last().copied().or_else(|| self.frames.last().map(|frame| frame.object))
     }
 
     /// Goes into a container; `false` where it is the first that is too deep.
@@ -145,13 +142,7 @@ impl<'a> Path<'a> {
             to = self.decoded.len();
         }
         if self.too_deep.is_empty() {
-            let mut key = Key {
-                member,
-                from,
-                to,
-                escaped: string.escaped,
-                fingerprint: 0,
-            };
+            let mut key = Key { member, from, to, escaped: string.escaped, fingerprint: 0 };
             key.fingerprint = fingerprint(self.key_text(&key));
             self.keys.push(key);
         } else if string.escaped {
@@ -235,11 +226,7 @@ impl<'a> Path<'a> {
 
     #[inline]
     fn key_text(&self, key: &Key) -> &[u8] {
-        if key.escaped {
-            &self.decoded[key.from..key.to]
-        } else {
-            &self.body[key.from..key.to]
-        }
+        if key.escaped { &self.decoded[key.from..key.to] } else { &self.body[key.from..key.to] }
     }
 
     /// The JSON pointer of `spot`.
@@ -289,9 +276,7 @@ fn fingerprint(text: &[u8]) -> u64 {
         (Some(first), Some(last)) => {
             u64::from_le_bytes(*first) ^ u64::from_le_bytes(*last).rotate_left(29)
         }
-        _ => text
-            .iter()
-            .fold(0_u64, |word, byte| (word << 8) | u64::from(*byte)),
+        _ => text.iter().fold(0_u64, |word, byte| (word << 8) | u64::from(*byte)),
     };
     folded ^ (text.len() as u64).rotate_left(56)
 }

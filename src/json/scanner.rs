@@ -72,11 +72,7 @@ impl<'a> Scanner<'a> {
     }
 
     pub(super) fn finish(self) -> Result<Vec<Item>, Vec<Violation>> {
-        if self.violations.is_empty() {
-            Ok(self.items)
-        } else {
-            Err(self.violations)
-        }
+        if self.violations.is_empty() { Ok(self.items) } else { Err(self.violations) }
     }
 
     fn document(&mut self) {
@@ -184,10 +180,7 @@ impl<'a> Scanner<'a> {
 
     fn skip_line(&mut self) {
         let rest = &self.body[self.at..];
-        self.at += rest
-            .iter()
-            .position(|byte| *byte == b'\n')
-            .map_or(rest.len(), |len| len + 1);
+        self.at += rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |len| len + 1);
     }
 
     fn no_event(&mut self) {
@@ -200,10 +193,8 @@ impl<'a> Scanner<'a> {
 
     fn too_many_events(&mut self) {
         self.path.clear();
-        let reason = format!(
-            "the body holds more than {} events (max_batch_items)",
-            self.profile.max_items
-        );
+        let reason =
+            format!("the body holds more than {} events (max_batch_items)", self.profile.max_items);
         self.report(Spot::Value, reason);
     }
 
@@ -217,10 +208,7 @@ impl<'a> Scanner<'a> {
         }
         self.value()?;
         let cuts = self.take_cuts();
-        self.items.push(Item {
-            span: start..self.at,
-            cuts,
-        });
+        self.items.push(Item { span: start..self.at, cuts });
         Ok(())
     }
 

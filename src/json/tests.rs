@@ -7,19 +7,13 @@ use serde_json::Value;
 
 use super::*;
 
-const REJECT: Profile = Profile {
-    max_depth: 31,
-    duplicate_keys: DuplicateKeys::Reject,
-    max_items: 4,
-};
+const REJECT: Profile =
+    Profile { max_depth: 31, duplicate_keys: DuplicateKeys::Reject, max_items: 4 };
 
 fn payloads(body: &[u8], form: Form) -> Vec<String> {
     let items = scan(body, form, &Profile::default()).unwrap();
     let body = Bytes::copy_from_slice(body);
-    items
-        .iter()
-        .map(|item| String::from_utf8(item.payload(&body).to_vec()).unwrap())
-        .collect()
+    items.iter().map(|item| String::from_utf8(item.payload(&body).to_vec()).unwrap()).collect()
 }
 
 fn violations(body: impl AsRef<[u8]>, form: Form, profile: &Profile) -> Vec<Violation> {
@@ -44,10 +38,7 @@ fn check_form(
     for (violation, (index, pointer, reason)) in found.iter().zip(expect) {
         assert_eq!(violation.index, *index, "{shown}: {violation:?}");
         assert_eq!(violation.pointer, *pointer, "{shown}: {violation:?}");
-        assert!(
-            violation.reason.contains(reason),
-            "{shown}: expected {reason:?} in {violation:?}"
-        );
+        assert!(violation.reason.contains(reason), "{shown}: expected {reason:?} in {violation:?}");
     }
 }
 
@@ -77,10 +68,7 @@ fn payloads_are_taken_byte_for_byte() {
 #[test]
 fn space_around_an_event_is_not_part_of_it() {
     assert_eq!(payloads(b" \n{\"a\":1}\r\n ", Form::Json), ["{\"a\":1}"]);
-    assert_eq!(
-        payloads(b" [ {\"a\":1} , {} ] ", Form::Json),
-        ["{\"a\":1}", "{}"]
-    );
+    assert_eq!(payloads(b" [ {\"a\":1} , {} ] ", Form::Json), ["{\"a\":1}", "{}"]);
 }
 
 #[test]
@@ -105,12 +93,7 @@ fn a_body_without_an_event_is_refused() {
         check(body, &[(0, "", "at least one event")]);
     }
     for body in ["", "\n\r\n  \n"] {
-        check_form(
-            body,
-            Form::Lines,
-            &Profile::default(),
-            &[(0, "", "at least one event")],
-        );
+        check_form(body, Form::Lines, &Profile::default(), &[(0, "", "at least one event")]);
     }
 }
 
@@ -183,17 +166,9 @@ fn the_grammar_is_strict() {
         ("{\"a\":1e+}", "/a", "a digit at byte 8"),
         ("{\"a\":1", "", "the body ends"),
         ("{\"a\":0x10}", "", "',' or '}'"),
-        (
-            "{\"a\":\"x",
-            "/a",
-            "the body ends within a string at byte 7",
-        ),
+        ("{\"a\":\"x", "/a", "the body ends within a string at byte 7"),
         ("{\"a\":\"x\\", "/a", "the body ends within a string"),
-        (
-            "{\"a\":\"\\x\"}",
-            "/a",
-            "unknown escape in a string at byte 7",
-        ),
+        ("{\"a\":\"\\x\"}", "/a", "unknown escape in a string at byte 7"),
         ("{\"a\":\"\\u12g4\"}", "/a", "four hexadecimal digits"),
         ("{\"a\":\"\\ud800\\u12\"}", "/a", "four hexadecimal digits"),
         ("{\"a\":\"x\ny\"}", "/a", "raw control character"),
@@ -219,10 +194,7 @@ fn a_control_character_anywhere_in_a_word_is_seen() {
             let mut text = "x".repeat(len);
             text.push(control);
             text.push_str(&"y".repeat(20 - len));
-            check(
-                format!("{{\"a\":\"{text}\"}}"),
-                &[(0, "/a", "raw control character")],
-            );
+            check(format!("{{\"a\":\"{text}\"}}"), &[(0, "/a", "raw control character")]);
         }
     }
 }
@@ -247,14 +219,8 @@ fn a_broken_line_does_not_hide_the_next_ones() {
 fn text_is_utf8_without_a_byte_order_mark() {
     check(b"\xEF\xBB\xBF{}", &[(0, "", "byte order mark")]);
     check(b"\xFF\xFE{\0}\0", &[(0, "", "not valid UTF-8 at byte 0")]);
-    check(
-        b"{\"a\":\"\xFF\"}",
-        &[(0, "/a", "not valid UTF-8 at byte 6")],
-    );
-    check(
-        b"[{},{\"a\":\"b\xC3\"}]",
-        &[(1, "/a", "not valid UTF-8 at byte 11")],
-    );
+    check(b"{\"a\":\"\xFF\"}", &[(0, "/a", "not valid UTF-8 at byte 6")]);
+    check(b"[{},{\"a\":\"b\xC3\"}]", &[(1, "/a", "not valid UTF-8 at byte 11")]);
     check(b"{}\xC3\x28", &[(0, "", "not valid UTF-8 at byte 2")]);
     check_form(
         b"{}\n{\"a\":1\xED\xA0\x80}",
@@ -277,28 +243,16 @@ fn depth_counts_every_container_but_the_batch() {
 fn depth_costs_no_stack_and_is_said_once_a_place() {
     let deep = format!("{}{}", "[".repeat(200_000), "]".repeat(200_000));
     let pointer = format!("/a{}", "/0".repeat(30));
-    check(
-        format!("{{\"a\":{deep}}}"),
-        &[(0, pointer.as_str(), "deeper than")],
-    );
+    check(format!("{{\"a\":{deep}}}"), &[(0, pointer.as_str(), "deeper than")]);
     let deep = format!("{}1{}", "{\"k\":".repeat(50_000), "}".repeat(50_000));
-    let (left, right) = (
-        format!("/l{}", "/k".repeat(30)),
-        format!("/r{}", "/k".repeat(30)),
-    );
+    let (left, right) = (format!("/l{}", "/k".repeat(30)), format!("/r{}", "/k".repeat(30)));
     check(
         format!("{{\"l\":{deep},\"r\":{deep}}}"),
-        &[
-            (0, left.as_str(), "deeper than"),
-            (0, right.as_str(), "deeper than"),
-        ],
+        &[(0, left.as_str(), "deeper than"), (0, right.as_str(), "deeper than")],
     );
     // Unclosed brackets only: a syntax error, and nothing worse.
-    let found = violations(
-        format!("{{\"a\":{}", "[".repeat(200_000)),
-        Form::Json,
-        &Profile::default(),
-    );
+    let found =
+        violations(format!("{{\"a\":{}", "[".repeat(200_000)), Form::Json, &Profile::default());
     assert_eq!(found.len(), 2, "{found:?}");
 }
 
@@ -318,10 +272,7 @@ fn strings_hold_no_nul_and_no_half_pair() {
         check(body, &[(0, pointer, reason)]);
     }
     check(r#"{"\u0000":1}"#, &[(0, "/\0", "the key holds \\u0000")]);
-    check(
-        r#"{"\ud800":1}"#,
-        &[(0, "/\u{fffd}", "the key holds a lone surrogate")],
-    );
+    check(r#"{"\ud800":1}"#, &[(0, "/\u{fffd}", "the key holds a lone surrogate")]);
     assert_eq!(payloads(br#"{"a":"\\u0000"}"#, Form::Json).len(), 1);
 }
 
@@ -337,11 +288,8 @@ fn keys_are_limited_after_decoding() {
         assert!(found[0].reason.contains("at most 1024"), "{found:?}");
         assert!(found[0].pointer.len() < 140, "{found:?}");
     }
-    let found = violations(
-        format!("{{\"{}\":1}}", "k".repeat(70_000)),
-        Form::Json,
-        &Profile::default(),
-    );
+    let found =
+        violations(format!("{{\"{}\":1}}", "k".repeat(70_000)), Form::Json, &Profile::default());
     assert!(found[0].reason.contains("70000 bytes"), "{found:?}");
 }
 
@@ -397,14 +345,8 @@ fn of_a_repeated_key_the_last_member_stays() {
         (r#"{"a":1,"b":1,"a":2,"b":2}"#, r#"{"a":2,"b":2}"#),
         (r#"{"a":{"x":1,"x":2},"a":3}"#, r#"{"a":3}"#),
         (r#"{"a":3,"a":{"x":1,"x":2}}"#, r#"{"a":{"x":2}}"#),
-        (
-            r#"{"o":[{"x":1,"x":2},{"":0,"":1}]}"#,
-            r#"{"o":[{"x":2},{"":1}]}"#,
-        ),
-        (
-            r#"{"a":{"a":1},"b":{"a":1}}"#,
-            r#"{"a":{"a":1},"b":{"a":1}}"#,
-        ),
+        (r#"{"o":[{"x":1,"x":2},{"":0,"":1}]}"#, r#"{"o":[{"x":2},{"":1}]}"#),
+        (r#"{"a":{"a":1},"b":{"a":1}}"#, r#"{"a":{"a":1},"b":{"a":1}}"#),
         (
             r#"{"same_prefix_and_end_1":1,"same_prefix_xnd_end_1":1}"#,
             r#"{"same_prefix_and_end_1":1,"same_prefix_xnd_end_1":1}"#,
@@ -422,11 +364,7 @@ fn of_a_repeated_key_the_last_member_stays() {
 fn cuts_are_sorted_disjoint_and_of_the_body() {
     let body = br#"[{"a":{"x":1,"x":2},"b":1,"a":{"y":1,"y":2}}]"#;
     let items = scan(body, Form::Json, &Profile::default()).unwrap();
-    let cuts: Vec<(usize, usize)> = items[0]
-        .cuts
-        .iter()
-        .map(|cut| (cut.start, cut.end))
-        .collect();
+    let cuts: Vec<(usize, usize)> = items[0].cuts.iter().map(|cut| (cut.start, cut.end)).collect();
     assert_eq!(cuts, [(2, 20), (31, 37)]);
 }
 
@@ -442,12 +380,7 @@ fn repeated_keys_are_found_among_many() {
     let value: Value = serde_json::from_str(&kept).unwrap();
     assert_eq!(value, serde_json::from_str::<Value>(&repeated).unwrap());
     assert_eq!(kept.matches("y7\"").count(), 1, "{kept}");
-    check_form(
-        repeated,
-        Form::Json,
-        &REJECT,
-        &[(0, "/key7", "more than once")],
-    );
+    check_form(repeated, Form::Json, &REJECT, &[(0, "/key7", "more than once")]);
 }
 
 #[test]
@@ -463,10 +396,7 @@ fn repeated_keys_are_refused_where_that_is_asked_for() {
         r#"{"o/~":[0,{"a":1,"b":1,"\u0061":2}],"x":1,"x":2,"x":3}"#,
         Form::Json,
         &REJECT,
-        &[
-            (0, "/o~1~0/1/a", "more than once"),
-            (0, "/x", "more than once"),
-        ],
+        &[(0, "/o~1~0/1/a", "more than once"), (0, "/x", "more than once")],
     );
 }
 
@@ -519,12 +449,7 @@ fn members_give_decoded_keys_and_raw_values() {
     let found: Vec<(String, String)> = members(object.as_bytes())
         .map(|(key, raw)| (key.into_owned(), String::from_utf8(raw.to_vec()).unwrap()))
         .collect();
-    let expect = [
-        ("a", "1.10"),
-        ("b\n", "[1, {\"x\":\"]}\"}]"),
-        ("", "\"s\\\"\""),
-        ("o", "{ }"),
-    ];
+    let expect = [("a", "1.10"), ("b\n", "[1, {\"x\":\"]}\"}]"), ("", "\"s\\\"\""), ("o", "{ }")];
     assert_eq!(found.len(), expect.len(), "{found:?}");
     for ((key, raw), (expect_key, expect_raw)) in found.iter().zip(expect) {
         assert_eq!((key.as_str(), raw.as_str()), (expect_key, expect_raw));
@@ -543,9 +468,7 @@ fn elements_give_raw_values() {
 
 #[test]
 fn walking_over_what_was_not_checked_ends() {
-    for text in [
-        "", "{", "[", "{\"a\"", "{\"a\":", "[1", "[}", "[[", "x", "{\"a\":}", "[\"", "]",
-    ] {
+    for text in ["", "{", "[", "{\"a\"", "{\"a\":", "[1", "[}", "[[", "x", "{\"a\":}", "[\"", "]"] {
         assert!(members(text.as_bytes()).count() < 3, "{text}");
         assert!(elements(text.as_bytes()).count() < 3, "{text}");
     }
@@ -562,8 +485,5 @@ fn strings_are_decoded() {
     ] {
         assert_eq!(decode_string(raw.as_bytes()), expect);
     }
-    assert!(matches!(
-        decode_string(b"\"plain\""),
-        std::borrow::Cow::Borrowed("plain")
-    ));
+    assert!(matches!(decode_string(b"\"plain\""), std::borrow::Cow::Borrowed("plain")));
 }

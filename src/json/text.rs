@@ -30,12 +30,7 @@ const HEX_EXPECTED: &str = "expected four hexadecimal digits after \\u";
 #[inline]
 pub(super) fn scan(body: &[u8], open: usize) -> Result<Scanned, Broken> {
     let mut at = open + 1;
-    let mut found = Scanned {
-        end: at,
-        escaped: false,
-        nul: false,
-        lone_surrogate: false,
-    };
+    let mut found = Scanned { end: at, escaped: false, nul: false, lone_surrogate: false };
     loop {
         at = plain_end(body, at);
         match body.get(at) {
@@ -54,10 +49,7 @@ pub(super) fn scan(body: &[u8], open: usize) -> Result<Scanned, Broken> {
                 });
             }
             None => {
-                return Err(Broken {
-                    at,
-                    reason: "the body ends within a string",
-                });
+                return Err(Broken { at, reason: "the body ends within a string" });
             }
         }
     }
@@ -123,14 +115,8 @@ fn escape_end(body: &[u8], at: usize, found: &mut Scanned) -> Result<usize, Brok
             }
             _ => Ok(at + 6),
         },
-        Some(_) => Err(Broken {
-            at: at + 1,
-            reason: "unknown escape in a string",
-        }),
-        None => Err(Broken {
-            at: at + 1,
-            reason: "the body ends within a string",
-        }),
+        Some(_) => Err(Broken { at: at + 1, reason: "unknown escape in a string" }),
+        None => Err(Broken { at: at + 1, reason: "the body ends within a string" }),
     }
 }
 
@@ -142,14 +128,9 @@ fn is_low_half(unit: u32) -> bool {
 fn code_unit(body: &[u8], at: usize) -> Result<u32, Broken> {
     let mut unit = 0;
     for place in at..at + 4 {
-        let digit = body
-            .get(place)
-            .and_then(|byte| char::from(*byte).to_digit(16));
+        let digit = body.get(place).and_then(|byte| char::from(*byte).to_digit(16));
         let Some(digit) = digit else {
-            return Err(Broken {
-                at: place,
-                reason: HEX_EXPECTED,
-            });
+            return Err(Broken { at: place, reason: HEX_EXPECTED });
         };
         unit = unit * 16 + digit;
     }
@@ -210,13 +191,7 @@ fn unescape_unicode(escape: &[u8]) -> (char, usize) {
         && is_low_half(low)
     {
         let code = 0x1_0000 + ((unit - 0xD800) << 10) + (low - 0xDC00);
-        return (
-            char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER),
-            12,
-        );
+        return (char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER), 12);
     }
-    (
-        char::from_u32(unit).unwrap_or(char::REPLACEMENT_CHARACTER),
-        6,
-    )
+    (char::from_u32(unit).unwrap_or(char::REPLACEMENT_CHARACTER), 6)
 }

@@ -46,10 +46,7 @@ impl Load {
     /// Both added.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
-        Self {
-            events: self.events + other.events,
-            bytes: self.bytes + other.bytes,
-        }
+        Self { events: self.events + other.events, bytes: self.bytes + other.bytes }
     }
 
     /// Both subtracted, not below zero.
@@ -113,11 +110,7 @@ impl Accounts {
     /// Empty accounts under these ceilings.
     #[must_use]
     pub fn new(ceilings: Ceilings, clock: Clock) -> Self {
-        Self {
-            inner: Mutex::default(),
-            ceilings,
-            clock,
-        }
+        Self { inner: Mutex::default(), ceilings, clock }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -132,14 +125,10 @@ impl Accounts {
     pub fn reserve(&self, channel: &ChannelName, load: Load) -> Result<(), AppendError> {
         let most = self.ceilings;
         if load.events > most.max_events {
-            return Err(AppendError::TooLarge {
-                ceiling: "queue_buffer",
-            });
+            return Err(AppendError::TooLarge { ceiling: "queue_buffer" });
         }
         if load.bytes > most.max_bytes {
-            return Err(AppendError::TooLarge {
-                ceiling: "queue_max_bytes",
-            });
+            return Err(AppendError::TooLarge { ceiling: "queue_max_bytes" });
         }
         let mut guard = self.lock();
         let inner = &mut *guard;
@@ -148,10 +137,7 @@ impl Accounts {
             Some(slot) => slot,
             None => inner.channels.entry(channel.clone()).or_default(),
         };
-        let queued = Load {
-            events: slot.counts.queued,
-            bytes: slot.counts.queued_bytes,
-        };
+        let queued = Load { events: slot.counts.queued, bytes: slot.counts.queued_bytes };
         let own = queued.plus(slot.reserved).plus(load);
         let ceiling = if all.events > most.max_events {
             Some("queue_buffer")
@@ -165,11 +151,8 @@ impl Accounts {
         };
         if let Some(ceiling) = ceiling {
             let rate = inner.drain.read(self.clock.mono());
-            let retry_after = retry_after(most.max_events, rate);
-            return Err(AppendError::Full {
-                retry_after,
-                ceiling,
-            });
+            let retry_after = retry_after(most.max_events, inner.queued.events, rate);
+            return Err(AppendError::Full { retry_after, ceiling });
         }
         slot.reserved = slot.reserved.plus(load);
         inner.reserved = inner.reserved.plus(load);
@@ -216,6 +199,7 @@ impl Accounts {
             inner.queued = inner.queued.minus(load);
             inner.drain.add(now, load.events);
             let counts = &mut inner.slot(channel).counts;
+            debug_assert!(counts.queued >= load.events, "more left the queue than came in");
             counts.queued = counts.queued.saturating_sub(load.events);
             counts.queued_bytes = counts.queued_bytes.saturating_sub(load.bytes);
             *match outcome {
@@ -236,12 +220,7 @@ impl Accounts {
         if inner.unknown.counts != Counts::default() {
             all.push((None, inner.unknown.counts));
         }
-        all.extend(
-            inner
-                .channels
-                .iter()
-                .map(|(name, slot)| (Some(name.clone()), slot.counts)),
-        );
+        all.extend(inner.channels.iter().map(|(name, slot)| (Some(name.clone()), slot.counts)));
         let queued = inner.queued;
         drop(inner);
         all.sort_by(|a, b| a.0.cmp(&b.0));
@@ -251,8 +230,9 @@ impl Accounts {
     /// Time until a refused client may expect room, from the drain rate of the last seconds.
     #[must_use]
     pub fn retry_after(&self) -> Duration {
-        let rate = self.lock().drain.read(self.clock.mono());
-        retry_after(self.ceilings.max_events, rate)
+        let mut inner = self.lock();
+        let rate = inner.drain.read(self.clock.mono());
+        retry_after(self.ceilings.max_events, inner.queued.events, rate)
     }
 }
 
@@ -278,15 +258,15 @@ fn over_share(own: Load, most: &Ceilings) -> bool {
             || own.bytes as f64 > most.channel_share * most.max_bytes as f64)
 }
 
-/// The time in which a hundredth of the queue drains: long enough that the client finds room, short
+/// The time in which a hundredth of the queue (or what there is) drains: long enough that the client finds room, short
 /// enough that the queue does not run empty meanwhile. Doubles when the rate halves; 1 s to 60 s.
 #[allow(clippy::cast_precision_loss)] // whole seconds come out
-fn retry_after(max_events: u64, rate: f64) -> Duration {
-    let wanted = (max_events as f64 / 100.0).max(1.0);
-    let secs = if rate > 0.0 {
-        wanted / rate
-    } else {
-        f64::INFINITY
+fn retry_after(max_events: u64, queued: u64, rate: f64) -> Duration {
+    let wanted = (max_events as f64 / 100.0).max(1.0).min(queued as f64);
+    let secs = match wanted {
+        0.0 => 0.0,
+        _ if rate > 0.0 => wanted / rate,
+        _ => f64::INFINITY,
     };
     Duration::from_secs_f64(secs.clamp(1.0, MAX_RETRY_AFTER.as_secs_f64()))
 }
@@ -319,11 +299,8 @@ impl Meter {
         let lately = self.events as f64 / passed;
         // a silence of n seconds weighs like n silent seconds
         let weight = 0.5_f64.powf(passed);
-        self.rate = if self.rate == 0.0 {
-            lately
-        } else {
-            weight * self.rate + (1.0 - weight) * lately
-        };
+        self.rate =
+            if self.rate == 0.0 { lately } else { weight * self.rate + (1.0 - weight) * lately };
         self.since = now;
         self.events = 0;
     }
@@ -336,19 +313,12 @@ mod tests {
 
     fn accounts(max_events: u64, share: f64) -> (Accounts, Clock) {
         let clock = Clock::manual(Micros(0));
-        let most = Ceilings {
-            max_events,
-            max_bytes: 1 << 20,
-            channel_share: share,
-        };
+        let most = Ceilings { max_events, max_bytes: 1 << 20, channel_share: share };
         (Accounts::new(most, clock.clone()), clock)
     }
 
     const fn load(events: u64) -> Load {
-        Load {
-            events,
-            bytes: events * 10,
-        }
+        Load { events, bytes: events * 10 }
     }
 
     #[test]
@@ -356,17 +326,11 @@ mod tests {
         let (accounts, _) = accounts(10, 1.0);
         let a = Name::new("a").unwrap();
         accounts.reserve(&a, load(6)).unwrap();
-        assert!(matches!(
-            accounts.reserve(&a, load(6)),
-            Err(AppendError::Full { .. })
-        ));
+        assert!(matches!(accounts.reserve(&a, load(6)), Err(AppendError::Full { .. })));
         accounts.reserve(&a, load(4)).unwrap();
         accounts.release_reserved(&a, load(4));
         accounts.reserve(&a, load(4)).unwrap();
-        assert!(matches!(
-            accounts.reserve(&a, load(11)),
-            Err(AppendError::TooLarge { .. })
-        ));
+        assert!(matches!(accounts.reserve(&a, load(11)), Err(AppendError::TooLarge { .. })));
     }
 
     #[test]
@@ -375,13 +339,7 @@ mod tests {
         let (a, b) = (Name::new("a").unwrap(), Name::new("b").unwrap());
         accounts.reserve(&a, load(8)).unwrap();
         let full = accounts.reserve(&a, load(1)).unwrap_err();
-        assert!(matches!(
-            full,
-            AppendError::Full {
-                ceiling: "queue_channel_share",
-                ..
-            }
-        ));
+        assert!(matches!(full, AppendError::Full { ceiling: "queue_channel_share", .. }));
         accounts.reserve(&b, load(2)).unwrap();
     }
 
@@ -400,45 +358,31 @@ mod tests {
         accounts.resolved(out.into_iter());
         let (all, queued, _) = accounts.snapshot();
         let c = all[0].1;
-        assert_eq!(
-            c.accepted + c.recovered,
-            c.stored + c.queued + c.dead_lettered + c.lost
-        );
+        assert_eq!(c.accepted + c.recovered, c.stored + c.queued + c.dead_lettered + c.lost);
         assert_eq!((queued, c.queued), (load(2), 2));
     }
 
     #[test]
     fn retry_after_doubles_when_the_drain_rate_halves_and_has_a_ceiling() {
-        let cases = [
-            (1_000.0, 10),
-            (500.0, 20),
-            (250.0, 40),
-            (1.0, 60),
-            (0.0, 60),
-            (1e9, 1),
-        ];
+        let cases = [(1_000.0, 10), (500.0, 20), (250.0, 40), (1.0, 60), (0.0, 60), (1e9, 1)];
         for (rate, secs) in cases {
-            assert_eq!(
-                retry_after(1_000_000, rate),
-                Duration::from_secs(secs),
-                "{rate}"
-            );
+            let got = retry_after(1_000_000, 1_000_000, rate);
+            assert_eq!(got, Duration::from_secs(secs), "{rate}");
         }
+        assert_eq!(retry_after(1_000_000, 0, 0.0), Duration::from_secs(1), "nothing waits");
     }
 
     #[test]
     fn the_drain_rate_follows_what_was_released() {
         let (accounts, clock) = accounts(1_000_000, 1.0);
         let a = Name::new("a").unwrap();
+        accounts.recovered(Some(&a), load(5000));
         for _ in 0..5 {
             accounts.resolved([(Some(&a), load(1000), Outcome::Stored)].into_iter());
             clock.advance(Duration::from_secs(1));
         }
         assert!((accounts.snapshot().2 - 1000.0).abs() < 1.0);
         clock.advance(Duration::from_secs(30));
-        assert!(
-            accounts.snapshot().2 < 1.0,
-            "a silent storage drains nothing"
-        );
+        assert!(accounts.snapshot().2 < 1.0, "a silent storage drains nothing");
     }
 }

@@ -13,10 +13,7 @@ use crate::event::{Batch, Micros, ModeTag, Name, Seq};
 /// The ceiling of events that the suite expects.
 pub const MAX_EVENTS: u64 = 1000;
 
-const WIDE: LeaseLimit = LeaseLimit {
-    events: 10_000,
-    bytes: 1 << 20,
-};
+const WIDE: LeaseLimit = LeaseLimit { events: 10_000, bytes: 1 << 20 };
 
 /// A batch of `n` events in channel `channel`, numbered from `from`.
 #[must_use]
@@ -80,20 +77,14 @@ async fn appends_come_back_in_order_with_rising_seqs<Q: Queue, Fut: Future<Outpu
     let mut last = Seq(0);
     for i in 0..20 {
         let got = put(&queue, batch(if i % 2 == 0 { "a" } else { "b" }, i * 3, 3)).await;
-        assert!(
-            got.first > last && got.last.0 == got.first.0 + 2,
-            "{got:?} after {last}"
-        );
+        assert!(got.first > last && got.last.0 == got.first.0 + 2, "{got:?} after {last}");
         last = got.last;
     }
     let leases = take_all(&queue, 60).await;
     let events: Vec<_> = leases.iter().flat_map(|l| &l.events).collect();
     for (i, event) in events.iter().enumerate() {
         assert_eq!(event.payload, format!("{{\"n\":{i}}}").as_bytes());
-        assert_eq!(
-            event.channel.as_str(),
-            if i / 3 % 2 == 0 { "a" } else { "b" }
-        );
+        assert_eq!(event.channel.as_str(), if i / 3 % 2 == 0 { "a" } else { "b" });
     }
     assert!(events.is_sorted_by(|a, b| a.seq < b.seq));
 }
@@ -103,26 +94,12 @@ async fn a_lease_may_split_a_batch<Q: Queue, Fut: Future<Output = Q>>(
 ) {
     let queue = open().await;
     let got = put(&queue, batch("a", 0, 5)).await;
-    let first = take(
-        &queue,
-        LeaseLimit {
-            events: 2,
-            bytes: 1 << 20,
-        },
-    )
-    .await;
+    let first = take(&queue, LeaseLimit { events: 2, bytes: 1 << 20 }).await;
     let rest = take(&queue, WIDE).await;
     assert_eq!(seqs(&first), [got.first.0, got.first.0 + 1]);
     assert_eq!(seqs(&rest), [got.first.0 + 2, got.first.0 + 3, got.last.0]);
     let one = put(&queue, batch("a", 9, 1)).await;
-    let tiny = take(
-        &queue,
-        LeaseLimit {
-            events: 5,
-            bytes: 1,
-        },
-    )
-    .await;
+    let tiny = take(&queue, LeaseLimit { events: 5, bytes: 1 }).await;
     assert_eq!(seqs(&tiny), [one.first.0], "one event is always leased");
 }
 
@@ -146,14 +123,7 @@ async fn a_later_lease_acked_first_releases_nothing<Q: Queue, Fut: Future<Output
 ) {
     let queue = open().await;
     let got = put(&queue, batch("a", 0, 4)).await;
-    let first = take(
-        &queue,
-        LeaseLimit {
-            events: 2,
-            bytes: 1 << 20,
-        },
-    )
-    .await;
+    let first = take(&queue, LeaseLimit { events: 2, bytes: 1 << 20 }).await;
     let later = take(&queue, WIDE).await;
     queue.ack(later, &[]).await;
     assert!(queue.first_unacked() <= got.first);
@@ -167,16 +137,10 @@ async fn dead_letters_outlive_a_restart<Q: Queue, Fut: Future<Output = Q>>(
     let queue = open().await;
     put(&queue, batch("a", 0, 2)).await;
     let lease = take(&queue, WIDE).await;
-    let why = DeadReason {
-        code: "rejected".to_owned(),
-        text: "a check refused it".to_owned(),
-    };
+    let why = DeadReason { code: "rejected".to_owned(), text: "a check refused it".to_owned() };
     let bad = lease.events[0].clone();
     for _ in 0..2 {
-        queue
-            .dead_letter(&bad, &why)
-            .await
-            .unwrap_or_else(|e| panic!("{e}"));
+        queue.dead_letter(&bad, &why).await.unwrap_or_else(|e| panic!("{e}"));
     }
     drop(queue);
     let queue = open().await;
@@ -189,10 +153,7 @@ async fn the_ceiling_is_exact_and_opens_again<Q: Queue, Fut: Future<Output = Q>>
 ) {
     let queue = open().await;
     let too_large = queue.append(batch("a", 0, MAX_EVENTS + 1)).await;
-    assert!(
-        matches!(too_large, Err(AppendError::TooLarge { .. })),
-        "{too_large:?}"
-    );
+    assert!(matches!(too_large, Err(AppendError::TooLarge { .. })), "{too_large:?}");
     put(&queue, batch("a", 0, MAX_EVENTS)).await;
     let full = queue.append(batch("a", 0, 1)).await;
     assert!(matches!(full, Err(AppendError::Full { .. })), "{full:?}");
@@ -218,23 +179,13 @@ async fn the_account_agrees_at_every_step<Q: Queue, Fut: Future<Output = Q>>(
     put(&queue, batch("a", 0, 3)).await;
     put(&queue, batch("b", 0, 2)).await;
     agree(&queue, 5);
-    let lease = take(
-        &queue,
-        LeaseLimit {
-            events: 2,
-            bytes: 1 << 20,
-        },
-    )
-    .await;
+    let lease = take(&queue, LeaseLimit { events: 2, bytes: 1 << 20 }).await;
     agree(&queue, 5);
     let dead = [lease.events[1].seq];
     queue.ack(lease, &dead).await;
     agree(&queue, 3);
     let stats = queue.stats();
-    let a = stats
-        .channels
-        .iter()
-        .find(|(n, _)| n.as_ref().is_some_and(|n| n.as_str() == "a"));
+    let a = stats.channels.iter().find(|(n, _)| n.as_ref().is_some_and(|n| n.as_str() == "a"));
     assert_eq!(a.map(|(_, c)| (c.stored, c.dead_lettered)), Some((1, 1)));
 }
 
@@ -248,11 +199,7 @@ mod tests {
     #[tokio::test]
     async fn the_memory_queue_conforms() {
         all(|| {
-            let most = Ceilings {
-                max_events: MAX_EVENTS,
-                max_bytes: 1 << 30,
-                channel_share: 1.0,
-            };
+            let most = Ceilings { max_events: MAX_EVENTS, max_bytes: 1 << 30, channel_share: 1.0 };
             let queue = MemoryQueue::new(most, Clock::system());
             move || {
                 let queue = queue.clone();

@@ -44,10 +44,7 @@ impl MemoryQueue {
     #[must_use]
     pub fn new(ceilings: Ceilings, clock: Clock) -> Self {
         Self {
-            state: Arc::new(Mutex::new(State {
-                next: 1,
-                ..State::default()
-            })),
+            state: Arc::new(Mutex::new(State { next: 1, ..State::default() })),
             accounts: Arc::new(Accounts::new(ceilings, clock)),
             more: Arc::default(),
         }
@@ -137,19 +134,9 @@ impl Queue for MemoryQueue {
 
     async fn ack(&self, lease: Lease, dead: &[Seq]) {
         let outcome = |event: &Event| {
-            let load = Load {
-                events: 1,
-                bytes: cost(event.payload.len()),
-            };
+            let load = Load { events: 1, bytes: cost(event.payload.len()) };
             let died = dead.contains(&event.seq);
-            (
-                load,
-                if died {
-                    Outcome::DeadLettered
-                } else {
-                    Outcome::Stored
-                },
-            )
+            (load, if died { Outcome::DeadLettered } else { Outcome::Stored })
         };
         self.accounts.resolved(lease.events.iter().map(|event| {
             let (load, outcome) = outcome(event);

@@ -35,21 +35,11 @@ where
     R: FnMut() -> Vec<(u64, String)>,
 {
     let storage = open().await;
-    assert_eq!(
-        good(storage.connect(Seq(1)).await),
-        None,
-        "an empty storage holds no seq"
-    );
-    let first = [
-        event(1, "{\"a\":1}"),
-        event(2, "{\"b\":\"\u{1F600}\"}"),
-        event(5, "{}"),
-    ];
+    assert_eq!(good(storage.connect(Seq(1)).await), None, "an empty storage holds no seq");
+    let first = [event(1, "{\"a\":1}"), event(2, "{\"b\":\"\u{1F600}\"}"), event(5, "{}")];
     good(storage.append(&first).await);
-    let want: Vec<_> = first
-        .iter()
-        .map(|e| (e.seq.0, String::from_utf8_lossy(&e.payload).into_owned()))
-        .collect();
+    let want: Vec<_> =
+        first.iter().map(|e| (e.seq.0, String::from_utf8_lossy(&e.payload).into_owned())).collect();
     assert_eq!(read(), want);
     assert!(good(storage.stands(Seq(2)).await));
     assert!(!good(storage.stands(Seq(3)).await));
@@ -65,11 +55,7 @@ where
     drop(storage);
 
     let storage = open().await;
-    assert_eq!(
-        good(storage.connect(Seq(3)).await),
-        Some(Seq(6)),
-        "the largest seq comes back"
-    );
+    assert_eq!(good(storage.connect(Seq(3)).await), Some(Seq(6)), "the largest seq comes back");
     good(storage.append(&more).await);
     good(storage.append(&[event(9, "{\"d\":4}")]).await);
     want.push((9, "{\"d\":4}".to_owned()));

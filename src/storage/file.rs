@@ -66,11 +66,7 @@ impl FileStorage {
     #[must_use]
     pub fn new(options: Options) -> Self {
         let line_head = LineHead::new(&options.origin);
-        Self {
-            options,
-            open: Arc::default(),
-            line_head,
-        }
+        Self { options, open: Arc::default(), line_head }
     }
 }
 
@@ -134,11 +130,8 @@ fn connect(options: &Options, first_unacked: Seq) -> Result<Open, StorageError> 
     } else {
         None
     };
-    let file = if options.disk.exists(path) {
-        options.disk.open(path)
-    } else {
-        options.disk.create(path)
-    };
+    let file =
+        if options.disk.exists(path) { options.disk.open(path) } else { options.disk.create(path) };
     let file = file.map_err(|e| outage("cannot open", path, &e))?;
     let tail = tail::read_back(&*file, &options.origin, first_unacked)
         .map_err(|e| outage("cannot read", path, &e))?;
@@ -156,14 +149,7 @@ fn connect(options: &Options, first_unacked: Seq) -> Result<Open, StorageError> 
     };
     prepare().map_err(|e| outage("cannot write", path, &e))?;
     let (last, end, needs_feed) = (tail.last, tail.end, tail.needs_feed);
-    Ok(Open {
-        file,
-        _lock: lock,
-        last,
-        end,
-        needs_feed,
-        synced_at: None,
-    })
+    Ok(Open { file, _lock: lock, last, end, needs_feed, synced_at: None })
 }
 
 /// Writes what is not there yet behind the last synced line, and syncs it.
@@ -177,9 +163,7 @@ fn append(
     if open.needs_feed {
         bytes.push(b'\n');
     }
-    let fresh = events
-        .iter()
-        .filter(|e| open.last.is_none_or(|last| e.seq > last));
+    let fresh = events.iter().filter(|e| open.last.is_none_or(|last| e.seq > last));
     let (mut at, mut last) = ((Micros(0), String::new()), None);
     for event in fresh {
         head.write(event, &mut at, &mut bytes);
@@ -188,15 +172,11 @@ fn append(
     let Some(last) = last else { return Ok(()) };
     let path = &options.path;
     // after a failed sync the same offset is written again: a sync is never just repeated
-    open.file
-        .write_at(&bytes, open.end)
-        .map_err(|e| outage("cannot write", path, &e))?;
+    open.file.write_at(&bytes, open.end).map_err(|e| outage("cannot write", path, &e))?;
     if (bytes.len() as u64) < SYNC_BYTES {
         wait_for_turn(open.synced_at, options);
     }
-    open.file
-        .sync()
-        .map_err(|e| outage("cannot sync", path, &e))?;
+    open.file.sync().map_err(|e| outage("cannot sync", path, &e))?;
     open.synced_at = Some(options.clock.mono());
     open.end += bytes.len() as u64;
     open.last = Some(last);
@@ -234,10 +214,7 @@ impl Storage for FileStorage {
             let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
             match &mut *open {
                 Some(open) => append(open, &options, &head, &events),
-                None => Err(StorageError::retry(
-                    "unconnected",
-                    "storage was not opened yet",
-                )),
+                None => Err(StorageError::retry("unconnected", "storage was not opened yet")),
             }
         })
         .await
@@ -250,10 +227,7 @@ impl Storage for FileStorage {
             match &*open {
                 Some(open) => tail::stands(&*open.file, open.end, &options.origin, seq)
                     .map_err(|e| outage("cannot read", &options.path, &e)),
-                None => Err(StorageError::retry(
-                    "unconnected",
-                    "storage was not opened yet",
-                )),
+                None => Err(StorageError::retry("unconnected", "storage was not opened yet")),
             }
         })
         .await

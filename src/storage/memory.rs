@@ -72,10 +72,7 @@ impl Storage for MemoryStorage {
         if stored {
             for event in events {
                 let before = state.rows.insert(event.seq, event.clone());
-                assert!(
-                    before.is_none_or(|b| b == *event),
-                    "two events of one identity"
-                );
+                assert!(before.is_none_or(|b| b == *event), "two events of one identity");
             }
         }
         error.map_or(Ok(()), Err)

@@ -68,12 +68,7 @@ impl StorageError {
     /// An outage.
     #[must_use]
     pub fn retry(code: impl Into<String>, text: impl Into<String>) -> Self {
-        Self {
-            kind: Kind::Retry,
-            code: code.into(),
-            text: text.into(),
-            channel: None,
-        }
+        Self { kind: Kind::Retry, code: code.into(), text: text.into(), channel: None }
     }
 }
 

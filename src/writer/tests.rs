@@ -15,11 +15,7 @@ struct Bench {
 }
 
 fn bench() -> Bench {
-    let most = Ceilings {
-        max_events: 1 << 20,
-        max_bytes: 1 << 30,
-        channel_share: 1.0,
-    };
+    let most = Ceilings { max_events: 1 << 20, max_bytes: 1 << 30, channel_share: 1.0 };
     let buckets = prometheus::HistogramOpts::new("s", "s");
     Bench {
         queue: Arc::new(MemoryQueue::new(most, Clock::system())),
@@ -32,18 +28,16 @@ fn bench() -> Bench {
     }
 }
 
+fn orders(stop: &watch::Sender<bool>, limit: LeaseLimit) -> Orders {
+    let (stop, flush) = (stop.subscribe(), Duration::ZERO);
+    Orders { stop, limit, flush, busy: Arc::default() }
+}
+
 impl Bench {
     async fn drain(&self) {
-        let orders = Orders {
-            stop: self.stop.subscribe(),
-            limit: batch_limit(Some(100), 1),
-        };
-        let work = run(
-            self.queue.clone(),
-            Arc::new(self.storage.clone()),
-            self.report.clone(),
-            orders,
-        );
+        let orders = orders(&self.stop, batch_limit(Some(100), 1));
+        let work =
+            run(self.queue.clone(), Arc::new(self.storage.clone()), self.report.clone(), orders);
         let queue = self.queue.clone();
         let watch = async {
             while queue.stats().channels.iter().any(|(_, c)| c.queued > 0) {
@@ -51,11 +45,9 @@ impl Bench {
             }
             queue.stop();
         };
-        tokio::time::timeout(Duration::from_secs(3600), async {
-            tokio::join!(work, watch)
-        })
-        .await
-        .expect("the queue drains");
+        tokio::time::timeout(Duration::from_secs(3600), async { tokio::join!(work, watch) })
+            .await
+            .expect("the queue drains");
     }
 
     fn stored(&self) -> Vec<u64> {
@@ -89,10 +81,7 @@ async fn an_outage_however_long_dead_letters_nothing() {
         let mut left = 200;
         bench.storage.trouble(move |_| {
             left -= 1;
-            let error = StorageError {
-                kind,
-                ..reject("down")
-            };
+            let error = StorageError { kind, ..reject("down") };
             (left > 0).then_some((error, false))
         });
         bench.drain().await;
@@ -136,15 +125,8 @@ async fn a_redelivered_dead_letter_is_acked_untried() {
     let bench = bench();
     bench.queue.append(batch("a", 1, 3)).await.unwrap();
     let lease = bench.queue.lease(batch_limit(None, 1)).await.unwrap();
-    let why = DeadReason {
-        code: "x".to_owned(),
-        text: String::new(),
-    };
-    bench
-        .queue
-        .dead_letter(&lease.events[1], &why)
-        .await
-        .unwrap();
+    let why = DeadReason { code: "x".to_owned(), text: String::new() };
+    bench.queue.dead_letter(&lease.events[1], &why).await.unwrap();
     drop(lease);
     let queue = Arc::new(MemoryQueue::clone(&bench.queue).reopen());
     let bench = Bench { queue, ..bench };
@@ -160,13 +142,8 @@ async fn a_redelivered_dead_letter_is_acked_untried() {
 async fn a_stop_in_an_outage_acks_nothing() {
     let bench = bench();
     bench.queue.append(batch("a", 1, 3)).await.unwrap();
-    bench
-        .storage
-        .trouble(|_| Some((StorageError::retry("down", "down"), false)));
-    let orders = Orders {
-        stop: bench.stop.subscribe(),
-        limit: batch_limit(None, 1),
-    };
+    bench.storage.trouble(|_| Some((StorageError::retry("down", "down"), false)));
+    let orders = orders(&bench.stop, batch_limit(None, 1));
     let storage = Arc::new(bench.storage.clone());
     let work = run(bench.queue.clone(), storage, bench.report.clone(), orders);
     let stop = async {
@@ -179,12 +156,9 @@ async fn a_stop_in_an_outage_acks_nothing() {
 
 #[test]
 fn batches_of_all_workers_together_stay_bounded() {
-    for (configured, workers, want) in [
-        (None, 1, 8192),
-        (Some(200), 4, 200),
-        (Some(1_000_000), 1, 65_536),
-        (None, 64, 1024),
-    ] {
+    for (configured, workers, want) in
+        [(None, 1, 8192), (Some(200), 4, 200), (Some(1_000_000), 1, 65_536), (None, 64, 1024)]
+    {
         assert_eq!(batch_limit(configured, workers).events, want);
     }
 }

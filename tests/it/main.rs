@@ -1,1 +1,16 @@
-fn main() {}
+//! The one integration binary. Modules are named after what they attack.
+
+// a test that meets what it did not expect is to panic, and it measures real time
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
+
+mod cli;
+mod cli_check;
+mod crash;
+mod http;
+mod http_codes;
+mod log;
+mod readme;
+mod recovery;
+mod slow;
+mod support;
+mod tidy;

@@ -21,11 +21,7 @@ pub(super) fn cidr(text: &str) -> Verdict {
         }
         IpAddr::V6(address) => u128::from(address).checked_shl(length.into()).unwrap_or(0),
     };
-    if host_bits == 0 {
-        Ok(())
-    } else {
-        Err("it has bits set behind the length of the network")
-    }
+    if host_bits == 0 { Ok(()) } else { Err("it has bits set behind the length of the network") }
 }
 
 fn network(text: &str) -> Result<(IpAddr, u8), &'static str> {
@@ -33,9 +29,7 @@ fn network(text: &str) -> Result<(IpAddr, u8), &'static str> {
         Some((address, length)) => (address, Some(length)),
         None => (text, None),
     };
-    let address: IpAddr = address
-        .parse()
-        .map_err(|_| "it is not an IPv4 or IPv6 address")?;
+    let address: IpAddr = address.parse().map_err(|_| "it is not an IPv4 or IPv6 address")?;
     let longest = if address.is_ipv4() { 32 } else { 128 };
     let length = match length {
         None => longest,
@@ -59,9 +53,7 @@ fn prefix_length(text: &str) -> Option<u8> {
 pub(super) fn hardware(text: &str, bytes: usize) -> Verdict {
     let joined_by = |separator: char, size: usize| {
         text.len() == bytes * 2 + bytes * 2 / size - 1
-            && text
-                .split(separator)
-                .all(|group| group.len() == size && is_hex(group))
+            && text.split(separator).all(|group| group.len() == size && is_hex(group))
     };
     let bare = text.len() == bytes * 2 && is_hex(text);
     if bare || joined_by(':', 2) || joined_by('-', 2) || joined_by('.', 4) {

@@ -18,17 +18,9 @@ struct Day {
     day: u32,
 }
 
-const FIRST_DAY: Day = Day {
-    year: 1,
-    month: 1,
-    day: 1,
-};
+const FIRST_DAY: Day = Day { year: 1, month: 1, day: 1 };
 
-const LAST_DAY: Day = Day {
-    year: 9999,
-    month: 12,
-    day: 31,
-};
+const LAST_DAY: Day = Day { year: 9999, month: 12, day: 31 };
 
 struct Clock {
     /// Of the day.
@@ -93,11 +85,7 @@ pub(super) fn timestamptz(text: &str) -> Verdict {
 }
 
 fn at_end(rest: &[u8], otherwise: &'static str) -> Verdict {
-    if rest.is_empty() {
-        Ok(())
-    } else {
-        Err(otherwise)
-    }
+    if rest.is_empty() { Ok(()) } else { Err(otherwise) }
 }
 
 fn read_day_and_clock(text: &str) -> Result<(Day, Clock, &[u8]), &'static str> {
@@ -204,7 +192,6 @@ fn read_offset(text: &[u8]) -> Result<i32, &'static str> {
 /// The value of a run of digits, at most nine of them.
 fn number(digits: &[u8]) -> Option<u32> {
     digits.iter().try_fold(0_u32, |sum, byte| {
-        byte.is_ascii_digit()
-            .then(|| sum * 10 + u32::from(byte - b'0'))
+        byte.is_ascii_digit().then(|| sum * 10 + u32::from(byte - b'0'))
     })
 }

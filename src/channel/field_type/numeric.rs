@@ -76,9 +76,5 @@ fn read_exponent(text: &str) -> Option<i64> {
     }
     let magnitude = digits.parse::<i32>().unwrap_or(i32::MAX);
     let magnitude = i64::from(magnitude);
-    Some(if text.starts_with('-') {
-        -magnitude
-    } else {
-        magnitude
-    })
+    Some(if text.starts_with('-') { -magnitude } else { magnitude })
 }

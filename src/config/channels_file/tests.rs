@@ -17,11 +17,7 @@ fn wrong(text: &str) -> Vec<String> {
 }
 
 fn channel<'c>(converted: &'c Converted, name: &str) -> &'c Channel {
-    converted
-        .channels
-        .iter()
-        .find(|channel| channel.name.as_str() == name)
-        .unwrap()
+    converted.channels.iter().find(|channel| channel.name.as_str() == name).unwrap()
 }
 
 #[test]
@@ -91,9 +87,7 @@ fn switches_are_read_as_go_reads_them() {
         ("False", false),
         ("FALSE", false),
     ] {
-        let read = good(&format!(
-            "channels:\n  a:\n    enables: {word}\n    api_keys: [k]\n"
-        ));
+        let read = good(&format!("channels:\n  a:\n    enables: {word}\n    api_keys: [k]\n"));
         assert_eq!(channel(&read, "a").enabled, expect, "{word}");
     }
     for word in ["1", "yEs", "maybe", "[true]"] {
@@ -196,31 +190,19 @@ channels:
 ";
     let wrong = wrong(text);
     assert_eq!(wrong.len(), 1, "{wrong:?}");
-    assert!(
-        wrong[0].starts_with("channels.yml:") && wrong[0].contains("channels.a"),
-        "{wrong:?}"
-    );
+    assert!(wrong[0].starts_with("channels.yml:") && wrong[0].contains("channels.a"), "{wrong:?}");
 }
 
 #[test]
 fn values_of_the_wrong_kind_are_named() {
     for (text, expect) in [
-        (
-            "",
-            "channels.yml:1: wants `channels:` with channels below it, found nothing",
-        ),
-        (
-            "- a\n",
-            "channels.yml:1: wants `channels:` with channels below it, found a list",
-        ),
+        ("", "channels.yml:1: wants `channels:` with channels below it, found nothing"),
+        ("- a\n", "channels.yml:1: wants `channels:` with channels below it, found a list"),
         (
             "general: {}\n",
             "channels.yml:1: channels: is missing or empty; name at least one channel below it",
         ),
-        (
-            "\nchannels: [a]\n",
-            "channels.yml:2: channels: wants a map of channels, found a list",
-        ),
+        ("\nchannels: [a]\n", "channels.yml:2: channels: wants a map of channels, found a list"),
         (
             "channels:\n  a: 5\n",
             "channels.yml:2: channels.a: wants a map of fields, found a plain value",
@@ -273,9 +255,7 @@ fn fields_of_structured_channels_are_a_warning_in_a_raw_one() {
 
 #[test]
 fn without_a_file_the_client_api_key_opens_one_raw_channel() {
-    let source = ChannelsSource::Missing {
-        path: "conf/channels.yml".to_owned(),
-    };
+    let source = ChannelsSource::Missing { path: "conf/channels.yml".to_owned() };
     let Ok(loaded) = load(&source, "my-key") else {
         panic!("refused");
     };

@@ -44,9 +44,7 @@ fn compare_with_serde(body: &[u8]) {
             if theirs.is_ok() {
                 for violation in violations {
                     assert!(
-                        PROFILE_RULES
-                            .iter()
-                            .any(|rule| violation.reason.contains(rule)),
+                        PROFILE_RULES.iter().any(|rule| violation.reason.contains(rule)),
                         "{violation:?}"
                     );
                 }

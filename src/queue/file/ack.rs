@@ -47,14 +47,8 @@ impl Position {
     #[must_use]
     pub fn of(released: Seq, loads: &ChannelLoads) -> Self {
         let text = |name: &Option<Name>| name.as_ref().map_or_else(String::new, Name::to_string);
-        let counts = loads
-            .iter()
-            .map(|(name, load)| (text(name), *load))
-            .collect();
-        Self {
-            released: released.0,
-            counts,
-        }
+        let counts = loads.iter().map(|(name, load)| (text(name), *load)).collect();
+        Self { released: released.0, counts }
     }
 }
 
@@ -123,14 +117,7 @@ impl Tracker {
     ) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        self.leases.push_back(Outstanding {
-            id,
-            last,
-            loads,
-            segment,
-            received_at,
-            done,
-        });
+        self.leases.push_back(Outstanding { id, last, loads, segment, received_at, done });
         id
     }
 
@@ -177,9 +164,7 @@ impl Tracker {
     /// The oldest segment that holds anything unresolved.
     #[must_use]
     pub fn oldest_segment(&self) -> u64 {
-        self.leases
-            .front()
-            .map_or(self.reader_segment, |l| l.segment)
+        self.leases.front().map_or(self.reader_segment, |l| l.segment)
     }
 
     /// The position, where it changed since it was last asked for.
@@ -203,14 +188,7 @@ mod tests {
     }
 
     fn lease(t: &mut Tracker, last: u64, segment: u64) -> u64 {
-        let loads = [(
-            None,
-            Load {
-                events: 10,
-                bytes: 1,
-            },
-        )]
-        .into();
+        let loads = [(None, Load { events: 10, bytes: 1 })].into();
         t.leased(Seq(last), loads, segment, Micros(1))
     }
 
@@ -245,18 +223,7 @@ mod tests {
     fn damage_is_released_in_its_turn() {
         let mut t = tracker();
         let a = lease(&mut t, 10, 1);
-        t.skipped(
-            Seq(15),
-            [(
-                None,
-                Load {
-                    events: 5,
-                    bytes: 0,
-                },
-            )]
-            .into(),
-            1,
-        );
+        t.skipped(Seq(15), [(None, Load { events: 5, bytes: 0 })].into(), 1);
         assert_eq!(t.released(), Seq(0));
         t.done(a);
         assert_eq!(t.released(), Seq(15));

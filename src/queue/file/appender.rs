@@ -100,17 +100,9 @@ impl Inbox {
     fn wait(&self, most: Duration) -> (Vec<Pending>, Vec<(Seq, Witness)>, bool) {
         let mut work = self.lock();
         if work.pending.is_empty() && work.seen.is_empty() && !work.stop {
-            work = self
-                .bell
-                .wait_timeout(work, most)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            work = self.bell.wait_timeout(work, most).unwrap_or_else(PoisonError::into_inner).0;
         }
-        (
-            std::mem::take(&mut work.pending),
-            std::mem::take(&mut work.seen),
-            work.stop,
-        )
+        (std::mem::take(&mut work.pending), std::mem::take(&mut work.seen), work.stop)
     }
 }
 
@@ -170,10 +162,12 @@ impl Appender {
         }
         if let SyncMode::Interval(every) = self.shared.sync
             && now.saturating_sub(self.synced_at) >= every
-            && let Err(e) = self.sync()
         {
-            self.broke("sync", &e);
-            return;
+            if let Err(e) = self.sync() {
+                self.broke("sync", &e);
+                return;
+            }
+            self.publish();
         }
         if now.saturating_sub(self.wrote_at) >= IDLE
             && let Err(e) = self.log.seal()
@@ -185,16 +179,11 @@ impl Appender {
 
     /// A new segment, whose header names the failed one's end; tried once a second.
     fn reopen(&mut self, now: Duration) {
-        if self
-            .tried_at
-            .is_some_and(|at| now.saturating_sub(at) < IDLE)
-        {
+        if self.tried_at.is_some_and(|at| now.saturating_sub(at) < IDLE) {
             return;
         }
         self.tried_at = Some(now);
-        let result = self
-            .reserve(0)
-            .and_then(|()| self.log.begin(self.seqs.peek(), Vec::new()));
+        let result = self.reserve(0).and_then(|()| self.log.begin(self.seqs.peek(), Vec::new()));
         match result {
             Ok(()) => {
                 tracing::info!("the log goes on in a new segment");
@@ -211,18 +200,14 @@ impl Appender {
         if self.shared.sync == SyncMode::Ack {
             self.log.forget_unsynced();
         }
-        self.shared
-            .refuse(Some(format!("the log's {what} failed: {e}")));
+        self.shared.refuse(Some(format!("the log's {what} failed: {e}")));
         self.tried_at = None;
         self.reopen(self.shared.clock.mono());
     }
 
     /// Below `min_free_bytes` appends are refused, while acks and dead letters still find room.
     fn look_at_free_space(&mut self, now: Duration) {
-        if self
-            .free_looked_at
-            .is_some_and(|at| now.saturating_sub(at) < IDLE)
-        {
+        if self.free_looked_at.is_some_and(|at| now.saturating_sub(at) < IDLE) {
             return;
         }
         self.free_looked_at = Some(now);
@@ -233,10 +218,9 @@ impl Appender {
                 self.log.dir().display()
             )),
             Ok(_) => None,
-            Err(e) => Some(format!(
-                "the free space under {} is unknown: {e}",
-                self.log.dir().display()
-            )),
+            Err(e) => {
+                Some(format!("the free space under {} is unknown: {e}", self.log.dir().display()))
+            }
         };
         self.shared.refuse(low);
     }
@@ -244,9 +228,7 @@ impl Appender {
     /// Makes the ceiling for `n` more seqs durable.
     fn reserve(&mut self, n: u64) -> std::io::Result<()> {
         if let Some(ceiling) = self.seqs.ceiling_for(n).map_err(std::io::Error::other)? {
-            self.shared
-                .state()
-                .update(|state| state.ceiling = ceiling)?;
+            self.shared.state().update(|state| state.ceiling = ceiling)?;
             self.seqs.reserved(ceiling);
         }
         Ok(())
@@ -258,11 +240,12 @@ impl Appender {
         self.synced_at = self.shared.clock.mono();
         let took = self.synced_at.saturating_sub(started);
         self.shared.sync_seconds.observe(took.as_secs_f64());
-        self.publish();
         Ok(())
     }
 
+    /// Shows readers what is synced and counted.
     fn publish(&self) {
+        self.log.show();
         self.shared.set_witness(self.log.witness());
         self.shared.more.notify_waiters();
     }
@@ -270,18 +253,14 @@ impl Appender {
     /// One group: all of it is durable and answered, or none of it is.
     fn group(&mut self, group: Vec<Pending>) {
         if let Some(reason) = self.refusal() {
-            self.refuse_all(group, |_| AppendError::Unavailable {
-                reason: reason.clone(),
-            });
+            self.refuse_all(group, |_| AppendError::Unavailable { reason: reason.clone() });
             return;
         }
         self.seqs.watch_clock();
         let events: u64 = group.iter().map(|p| p.load.events).sum();
         if let Err(e) = self.reserve(events) {
             let reason = format!("no identities can be reserved: {e}");
-            self.refuse_all(group, |_| AppendError::Unavailable {
-                reason: reason.clone(),
-            });
+            self.refuse_all(group, |_| AppendError::Unavailable { reason: reason.clone() });
             return;
         }
         let mut frames = Vec::with_capacity(group.len());
@@ -289,26 +268,19 @@ impl Appender {
         for p in group {
             let first = self.seqs.take(p.load.events);
             let last = Seq(first.0 + p.load.events - 1);
-            frames.push(Frame {
-                first,
-                body: p.body,
-                counts: Some((p.channel.clone(), p.load)),
-            });
+            frames.push(Frame { first, body: p.body, counts: Some((p.channel.clone(), p.load)) });
             answers.push((p.channel, p.load, p.answer, Appended { first, last }));
         }
         self.wrote_at = self.shared.clock.mono();
-        let result = self
-            .log
-            .write(frames)
-            .and_then(|()| match self.shared.sync {
-                SyncMode::Ack => self.sync(),
-                SyncMode::Interval(_) => Ok(()),
-            });
+        let result = self.log.write(frames).and_then(|()| match self.shared.sync {
+            SyncMode::Ack => self.sync(),
+            SyncMode::Interval(_) => Ok(()),
+        });
         match result {
             Ok(()) => {
-                self.shared
-                    .accounts
-                    .accepted(answers.iter().map(|(c, load, ..)| (c, *load)));
+                // counted before readers see it, or it could leave the queue before it came in
+                self.shared.accounts.accepted(answers.iter().map(|(c, load, ..)| (c, *load)));
+                self.publish();
                 for (_, _, answer, appended) in answers {
                     // a client that went away is no reason to do anything else
                     let _ = answer.send(Ok(appended));
@@ -321,9 +293,7 @@ impl Appender {
                 let reason = format!("writing the log failed: {e}");
                 for (channel, load, answer, _) in answers {
                     self.shared.accounts.release_reserved(&channel, load);
-                    let _ = answer.send(Err(AppendError::Doubt {
-                        reason: reason.clone(),
-                    }));
+                    let _ = answer.send(Err(AppendError::Doubt { reason: reason.clone() }));
                 }
                 self.broke("write", &e);
             }

@@ -49,33 +49,20 @@ impl DeadLetters {
         for (i, name) in begun.iter().enumerate() {
             let file: Arc<dyn DiskFile> = disk.open(&path_of(&options.base, *name))?.into();
             let Ok((header, start)) = Header::read(&*file) else {
-                tracing::error!(
-                    segment = name,
-                    "dead-letter segment {name:020} cannot be read"
-                );
+                tracing::error!(segment = name, "dead-letter segment {name:020} cannot be read");
                 continue;
             };
-            let end = begun
-                .get(i + 1)
-                .and_then(|next| named_end(&options, *next, *name));
+            let end = begun.get(i + 1).and_then(|next| named_end(&options, *next, *name));
             let len = end.unwrap_or(file.len()?);
             bytes += len;
-            read_segment(
-                Frames::new(file.clone(), header.salt(), start),
-                *name,
-                len,
-                &mut seqs,
-            )?;
+            read_segment(Frames::new(file.clone(), header.salt(), start), *name, len, &mut seqs)?;
             tail = Some((*name, recovery::scan(file, &header, start, len)?));
         }
         let (previous, carried, totals, last) = match tail {
             None => (None, Vec::new(), ChannelLoads::new(), Seq(0)),
-            Some((name, found)) => (
-                Some((name, found.synced_end)),
-                found.carried,
-                found.totals,
-                found.last,
-            ),
+            Some((name, found)) => {
+                (Some((name, found.synced_end)), found.carried, found.totals, found.last)
+            }
         };
         let mut log = Log::new(options, Arc::new(Index::default()), previous, totals, last);
         if !carried.is_empty() {
@@ -83,11 +70,7 @@ impl DeadLetters {
             log.begin(carried.first().map_or(Seq(1), |f| f.first), carried)?;
         }
         let count = AtomicUsize::new(seqs.len());
-        Ok(Self {
-            count,
-            inner: Mutex::new(Inner { log, seqs, bytes }),
-            max_bytes,
-        })
+        Ok(Self { count, inner: Mutex::new(Inner { log, seqs, bytes }), max_bytes })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -128,20 +111,10 @@ impl DeadLetters {
             inner.log.forget_unsynced();
             inner.log.begin(event.seq, Vec::new()).map_err(say)?;
         }
-        let counts = Some((
-            event.channel.clone(),
-            Load {
-                events: 1,
-                bytes: size,
-            },
-        ));
+        let counts = Some((event.channel.clone(), Load { events: 1, bytes: size }));
         let result = inner
             .log
-            .write(vec![Frame {
-                first: event.seq,
-                body,
-                counts,
-            }])
+            .write(vec![Frame { first: event.seq, body, counts }])
             .and_then(|()| inner.log.sync());
         result.map_err(say)?;
         inner.seqs.insert(event.seq);
@@ -160,11 +133,7 @@ impl DeadLetters {
     /// What the disk says.
     pub fn close(&self) -> io::Result<()> {
         let mut inner = self.lock();
-        if inner.log.is_open() {
-            inner.log.seal()
-        } else {
-            Ok(())
-        }
+        if inner.log.is_open() { inner.log.seal() } else { Ok(()) }
     }
 }
 
@@ -196,8 +165,5 @@ fn read_segment(
 fn named_end(options: &LogOptions, successor: u64, of: u64) -> Option<u64> {
     let file = options.disk.open(&path_of(&options.base, successor)).ok()?;
     let (header, _) = Header::read(&*file).ok()?;
-    header
-        .previous
-        .filter(|(begun, _)| *begun == of)
-        .map(|(_, end)| end)
+    header.previous.filter(|(begun, _)| *begun == of).map(|(_, end)| end)
 }

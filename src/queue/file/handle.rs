@@ -103,10 +103,7 @@ impl Shared {
             return Ok(None);
         };
         let id = tracker.leased(last.seq, reading.loads, reading.segment, first.received_at);
-        Ok(Some(Lease {
-            id,
-            events: reading.events,
-        }))
+        Ok(Some(Lease { id, events: reading.events }))
     }
 
     fn note_loss(&self, reading: &Reading) {
@@ -123,10 +120,7 @@ impl Shared {
                 Err(e) => tracing::error!("damage could not be recorded ({e}): {damage}"),
             }
         }
-        let lost = reading
-            .lost
-            .iter()
-            .map(|(c, load)| (c.as_ref(), *load, Outcome::Lost));
+        let lost = reading.lost.iter().map(|(c, load)| (c.as_ref(), *load, Outcome::Lost));
         self.accounts.resolved(lost);
     }
 
@@ -161,11 +155,7 @@ impl Shared {
             self.disk.remove(&path_of(&self.base, begun))?;
             deleted = true;
         }
-        if deleted {
-            self.disk.sync_dir(parent(&self.base))
-        } else {
-            Ok(())
-        }
+        if deleted { self.disk.sync_dir(parent(&self.base)) } else { Ok(()) }
     }
 
     pub(super) fn keep_until_stopped(&self) {
@@ -174,7 +164,7 @@ impl Shared {
         loop {
             let stopping = {
                 let guard = lock(stop);
-                let wait = bell.wait_timeout(guard, KEEP_EVERY);
+                let wait = bell.wait_timeout_while(guard, KEEP_EVERY, |stop| !*stop);
                 *wait.unwrap_or_else(PoisonError::into_inner).0
             };
             match self.keep() {
@@ -265,36 +255,30 @@ impl FileQueue {
     }
 }
 
+impl Drop for FileQueue {
+    /// A queue that nobody holds has no threads left that could write.
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
 impl Queue for FileQueue {
     async fn append(&self, batch: Batch) -> Result<Appended, AppendError> {
         if !self.shared.certain.load(Ordering::SeqCst) {
             let reason = "this node's first start: storage or a peer must be reached once, to learn which seqs are in use";
-            return Err(AppendError::Unavailable {
-                reason: reason.to_owned(),
-            });
+            return Err(AppendError::Unavailable { reason: reason.to_owned() });
         }
         let load = load_of(&batch);
         self.shared.accounts.reserve(&batch.channel, load)?;
         let (answer, answered) = oneshot::channel();
         let body = Body::events(&batch);
-        let pending = Pending {
-            body,
-            channel: batch.channel,
-            load,
-            answer,
-        };
+        let pending = Pending { body, channel: batch.channel, load, answer };
         if let Err(back) = self.shared.inbox.push(pending) {
-            self.shared
-                .accounts
-                .release_reserved(&back.channel, back.load);
-            return Err(AppendError::Unavailable {
-                reason: "this node is stopping".to_owned(),
-            });
+            self.shared.accounts.release_reserved(&back.channel, back.load);
+            return Err(AppendError::Unavailable { reason: "this node is stopping".to_owned() });
         }
         answered.await.unwrap_or_else(|_| {
-            Err(AppendError::Doubt {
-                reason: "the log thread ended".to_owned(),
-            })
+            Err(AppendError::Doubt { reason: "the log thread ended".to_owned() })
         })
     }
 
@@ -322,15 +306,9 @@ impl Queue for FileQueue {
     async fn ack(&self, lease: Lease, dead: &[Seq]) {
         let mut group: Vec<(_, Load, Outcome)> = Vec::new();
         for event in &lease.events {
-            let outcome = if dead.contains(&event.seq) {
-                Outcome::DeadLettered
-            } else {
-                Outcome::Stored
-            };
-            let load = Load {
-                events: 1,
-                bytes: cost(event.payload.len()),
-            };
+            let outcome =
+                if dead.contains(&event.seq) { Outcome::DeadLettered } else { Outcome::Stored };
+            let load = Load { events: 1, bytes: cost(event.payload.len()) };
             match group.last_mut() {
                 Some((channel, sum, o)) if *channel == &event.channel && *o == outcome => {
                     *sum = sum.plus(load);
@@ -340,9 +318,7 @@ impl Queue for FileQueue {
         }
         let known = lock(&self.shared.tracker).done(lease.id);
         debug_assert!(known, "a lease is acked once");
-        self.shared
-            .accounts
-            .resolved(group.into_iter().map(|(c, l, o)| (Some(c), l, o)));
+        self.shared.accounts.resolved(group.into_iter().map(|(c, l, o)| (Some(c), l, o)));
     }
 
     async fn dead_letter(&self, event: &Event, why: &DeadReason) -> Result<(), DeadLetterError> {
@@ -355,10 +331,7 @@ impl Queue for FileQueue {
     }
 
     fn first_unacked(&self) -> Seq {
-        lock(&self.shared.tracker)
-            .released()
-            .next()
-            .max(self.shared.deliverable)
+        lock(&self.shared.tracker).released().next().max(self.shared.deliverable)
     }
 
     fn retry_after(&self) -> Duration {
@@ -383,14 +356,7 @@ impl Queue for FileQueue {
             oldest_micros: oldest.map(|at| at.0),
             drain_per_second,
             refusing,
-            damage: self
-                .shared
-                .state()
-                .record
-                .damage
-                .iter()
-                .map(ToString::to_string)
-                .collect(),
+            damage: self.shared.state().record.damage.iter().map(ToString::to_string).collect(),
         }
     }
 }

@@ -78,10 +78,7 @@ impl Index {
     /// The first segment after that name.
     #[must_use]
     pub fn after(&self, begun: Option<u64>) -> Option<SegmentEnd> {
-        self.lock()
-            .iter()
-            .find(|s| begun.is_none_or(|b| s.begun > b))
-            .copied()
+        self.lock().iter().find(|s| begun.is_none_or(|b| s.begun > b)).copied()
     }
 
     /// Forgets the segments before `begun`; their names.
@@ -193,11 +190,7 @@ impl Log {
                 self.count(&carried);
                 let end = active.synced;
                 self.active = Some(active);
-                self.index.push(SegmentEnd {
-                    begun,
-                    end,
-                    closed: false,
-                });
+                self.index.push(SegmentEnd { begun, end, closed: false });
                 Ok(())
             }
             Err(e) => {
@@ -217,6 +210,7 @@ impl Log {
             id,
             begun,
             previous: self.previous,
+            last: if carried.is_empty() { Seq(begun.saturating_sub(1)) } else { self.last },
             origin: self.options.origin.clone(),
             before: self.totals.clone(),
         };
@@ -236,12 +230,7 @@ impl Log {
         file.sync()?;
         durable_rename(disk, &new, &path)?;
         let len = bytes.len() as u64;
-        Ok(Active {
-            file,
-            header,
-            len,
-            synced: len,
-        })
+        Ok(Active { file, header, len, synced: len })
     }
 
     /// Writes frames behind what is there, without syncing.
@@ -266,7 +255,8 @@ impl Log {
         Ok(())
     }
 
-    /// Makes durable what was written, and shows it to readers.
+    /// Makes durable what was written. Readers see it after [`Log::show`]: whoever counts must have
+    /// counted before anybody can take an event out again.
     ///
     /// # Errors
     /// As [`Log::write`]; a failed sync is never asked for again.
@@ -284,10 +274,14 @@ impl Log {
         active.synced = active.len;
         let synced = std::mem::take(&mut self.unsynced);
         self.count(&synced);
+        Ok(())
+    }
+
+    /// Shows readers what is synced.
+    pub fn show(&self) {
         if let Some(active) = &self.active {
             self.index.synced(active.synced);
         }
-        Ok(())
     }
 
     /// Frames written and not synced, newest last, are taken out of the log's care: in mode `ack`
@@ -299,6 +293,7 @@ impl Log {
     fn close_failed(&mut self) {
         if let Some(active) = self.active.take() {
             self.previous = Some((active.header.begun, active.synced));
+            self.index.synced(active.synced);
             self.index.close_last();
         }
     }
@@ -327,6 +322,7 @@ impl Log {
             return Ok(());
         };
         self.previous = Some((active.header.begun, active.synced));
+        self.index.synced(active.synced);
         self.index.close_last();
         self.begin(next, Vec::new())
     }
@@ -340,11 +336,7 @@ impl Log {
         if self.sealed {
             return Ok(());
         }
-        let frame = Frame {
-            first: self.last,
-            body: Body::seal(),
-            counts: None,
-        };
+        let frame = Frame { first: self.last, body: Body::seal(), counts: None };
         self.write(vec![frame])?;
         self.sync()?;
         self.sealed = true;

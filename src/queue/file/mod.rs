@@ -30,7 +30,7 @@
 //! magic "\xF5RCSEG\r\n" | crc u32 of [12, length) | length u32 | version u16 | log kind u8 | 0
 //! | block u32 | id 16 bytes | begun u64 (the digits of the name)
 //! | events and bytes before this segment (u64, u64)
-//! | previous segment: present u8, begun u64, end u64
+//! | previous segment: present u8, begun u64, end u64 | last seq before its frames u64
 //! | origin (length u8, bytes)
 //! | channels u32 × (length u8, name, events before u64, bytes before u64); "" holds what damage hid
 //! ```
@@ -83,4 +83,4 @@ pub mod state;
 
 pub use appender::SyncMode;
 pub use handle::FileQueue;
-pub use open::{OpenError, Options};
+pub use open::{OpenError, Options, inspect};

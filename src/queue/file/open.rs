@@ -102,10 +102,7 @@ pub enum OpenError {
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
-    move |source| OpenError::Io {
-        path: path.to_owned(),
-        source,
-    }
+    move |source| OpenError::Io { path: path.to_owned(), source }
 }
 
 struct Segments {
@@ -127,37 +124,22 @@ impl FileQueue {
         durable_dir(&*options.disk, &dir).map_err(at(&dir))?;
         let ack_dir = parent(&options.ack_path);
         durable_dir(&*options.disk, ack_dir).map_err(at(ack_dir))?;
-        let lock = options
-            .lock
-            .then(|| DirLock::take(&suffixed(&options.path, ".lock")));
+        let lock = options.lock.then(|| DirLock::take(&suffixed(&options.path, ".lock")));
         let lock = lock.transpose()?;
         if options.disk.exists(&options.path) {
-            return Err(OpenError::Foreign {
-                path: options.path,
-                key: "queue_file_path",
-            });
+            return Err(OpenError::Foreign { path: options.path, key: "queue_file_path" });
         }
         sweep(&options).map_err(at(&dir))?;
-        let ack = find_ack(&options)?;
-        let state = find_state(&options)?;
+        let ack = find_ack(&options.place())?;
+        let state = find_state(&options.place())?;
         let segments = find_segments(&options)?;
         let dead_base = suffixed(&options.path, ".dead");
         let dead = DeadLetters::open(
-            LogOptions {
-                kind: LogKind::Dead,
-                ..log_options(&options, dead_base.clone())
-            },
+            LogOptions { kind: LogKind::Dead, ..log_options(&options, dead_base.clone()) },
             options.dead_letter_max_bytes,
         );
         let dead = dead.map_err(at(&dead_base))?;
-        Recovered {
-            ack,
-            state,
-            segments,
-            dead,
-            lock,
-        }
-        .start(options)
+        Recovered { ack, state, segments, dead, lock }.start(options)
     }
 }
 
@@ -193,36 +175,12 @@ impl Recovered {
         let used = used.into_iter().max().unwrap_or(1);
         let (certain, (mut state, mut seqs)) =
             (self.state.1, state_for(self.state.0, &options, used)?);
-        for d in &damage {
-            let new = state
-                .report(d)
-                .map_err(at(&StateFile::path(&options.path)))?;
-            if new {
-                tracing::error!(
-                    segment = d.segment,
-                    from = d.from,
-                    to = d.to,
-                    events = d.events,
-                    "the log is damaged: {d}"
-                );
-            }
-        }
+        report(&damage, &mut state, &options)?;
         let counted = counts_with(&end);
-        let start_counts = released
-            .as_ref()
-            .map(|(_, loads)| loads.clone())
-            .unwrap_or_else(|| {
-                self.segments
-                    .headers
-                    .first()
-                    .map(|h| h.before.clone())
-                    .unwrap_or_default()
-            });
-        let accounts = Accounts::new(options.ceilings, options.clock.clone());
-        for (channel, load) in &counted {
-            let released = start_counts.get(channel).copied().unwrap_or_default();
-            accounts.recovered(channel.as_ref(), load.minus(released));
-        }
+        let start_counts = released.as_ref().map(|(_, loads)| loads.clone()).unwrap_or_else(|| {
+            self.segments.headers.first().map(|h| h.before.clone()).unwrap_or_default()
+        });
+        let accounts = accounts_with(&options, &counted, &start_counts);
         let mut log = Log::new(
             log_options(&options, options.path.clone()),
             index.clone(),
@@ -231,16 +189,9 @@ impl Recovered {
             end.last,
         );
         let begun = begin(&mut log, &mut seqs, &mut state, end.carried);
-        let tracker = Tracker::new(
-            released.as_ref().map_or(Seq(0), |(seq, _)| *seq),
-            start_counts,
-        );
-        let mut reader = Reader::new(
-            options.disk.clone(),
-            options.path.clone(),
-            index.clone(),
-            released,
-        );
+        let tracker = Tracker::new(released.as_ref().map_or(Seq(0), |(seq, _)| *seq), start_counts);
+        let mut reader =
+            Reader::new(options.disk.clone(), options.path.clone(), index.clone(), released);
         let ack = ack_slots(slots, ack, &options)?;
         let deliverable = reader.peek().map_or(seqs.peek(), |(seq, _)| seq);
         let shared = Shared {
@@ -273,6 +224,32 @@ impl Recovered {
     }
 }
 
+/// Keeps what was found damaged, and says it once.
+fn report(damage: &[Damage], state: &mut StateFile, options: &Options) -> Result<(), OpenError> {
+    for d in damage {
+        if state.report(d).map_err(at(&StateFile::path(&options.path)))? {
+            tracing::error!(
+                segment = d.segment,
+                from = d.from,
+                to = d.to,
+                events = d.events,
+                "the log is damaged: {d}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Accounts that begin with what is in the log and not released.
+fn accounts_with(options: &Options, all: &ChannelLoads, released: &ChannelLoads) -> Accounts {
+    let accounts = Accounts::new(options.ceilings, options.clock.clone());
+    for (channel, load) in all {
+        let gone = released.get(channel).copied().unwrap_or_default();
+        accounts.recovered(channel.as_ref(), load.minus(gone));
+    }
+    accounts
+}
+
 /// Starts the threads.
 fn run(
     shared: Shared,
@@ -297,19 +274,11 @@ fn run(
     let keeping = shared.clone();
     let threads = [
         options.spine.thread("log", move || appender.run()),
-        options
-            .spine
-            .thread("ack keeper", move || keeping.keep_until_stopped()),
+        options.spine.thread("ack keeper", move || keeping.keep_until_stopped()),
     ];
     let threads: io::Result<Vec<_>> = threads.into_iter().collect();
     let threads = Mutex::new(threads.map_err(at(&options.path))?);
-    Ok(FileQueue {
-        shared,
-        threads,
-        node_id,
-        fresh: !certain,
-        lock,
-    })
+    Ok(FileQueue { shared, threads, node_id, fresh: !certain, lock })
 }
 
 fn suffixed(path: &Path, suffix: &str) -> PathBuf {
@@ -342,16 +311,53 @@ fn sweep(options: &Options) -> io::Result<()> {
     Ok(())
 }
 
+/// What would keep a start from opening the queue, as far as that shows without changing anything
+/// and while another process may hold it.
+///
+/// # Errors
+/// [`OpenError`].
+pub fn inspect(
+    disk: Arc<dyn Disk>,
+    path: &Path,
+    ack_path: &Path,
+    origin: &Origin,
+) -> Result<(), OpenError> {
+    if disk.exists(path) {
+        return Err(OpenError::Foreign { path: path.to_owned(), key: "queue_file_path" });
+    }
+    let place = Place { disk: &*disk, path, ack_path, origin };
+    find_ack(&place)?;
+    find_state(&place).map(drop)
+}
+
+/// Where a queue's files are, and whose they must be.
+struct Place<'a> {
+    disk: &'a dyn Disk,
+    path: &'a Path,
+    ack_path: &'a Path,
+    origin: &'a Origin,
+}
+
+impl Options {
+    fn place(&self) -> Place<'_> {
+        Place {
+            disk: &*self.disk,
+            path: &self.path,
+            ack_path: &self.ack_path,
+            origin: &self.origin,
+        }
+    }
+}
+
 type Ack = (Option<Slots<AckRecord>>, Option<AckRecord>);
 
-fn find_ack(options: &Options) -> Result<Ack, OpenError> {
-    let path = &options.ack_path;
-    match Slots::<AckRecord>::open(&*options.disk, path).map_err(at(path))? {
+fn find_ack(place: &Place<'_>) -> Result<Ack, OpenError> {
+    let path = place.ack_path;
+    match Slots::<AckRecord>::open(place.disk, path).map_err(at(path))? {
         slots::Found::Absent => Ok((None, None)),
-        slots::Found::Foreign => Err(OpenError::Foreign {
-            path: path.clone(),
-            key: "queue_file_ack_path",
-        }),
+        slots::Found::Foreign => {
+            Err(OpenError::Foreign { path: path.to_owned(), key: "queue_file_ack_path" })
+        }
         slots::Found::Damaged(slots) => {
             tracing::error!(
                 "{} cannot be read: the log is replayed from its oldest segment",
@@ -359,30 +365,23 @@ fn find_ack(options: &Options) -> Result<Ack, OpenError> {
             );
             Ok((Some(slots), None))
         }
-        slots::Found::Good(_, record) if record.origin != options.origin.as_str() => {
-            Err(other_origin(path, record.origin, options))
+        slots::Found::Good(_, record) if record.origin != place.origin.as_str() => {
+            Err(other_origin(path, record.origin, place.origin))
         }
         slots::Found::Good(slots, record) => Ok((Some(slots), Some(record))),
     }
 }
 
-fn other_origin(path: &Path, owner: String, options: &Options) -> OpenError {
-    OpenError::OtherOrigin {
-        path: path.to_owned(),
-        owner,
-        wanted: options.origin.clone(),
-    }
+fn other_origin(path: &Path, owner: String, wanted: &Origin) -> OpenError {
+    OpenError::OtherOrigin { path: path.to_owned(), owner, wanted: wanted.clone() }
 }
 
 /// The state file, and whether identities are certain without asking anybody.
-fn find_state(options: &Options) -> Result<(Option<StateFile>, bool), OpenError> {
-    let path = StateFile::path(&options.path);
-    match StateFile::find(&*options.disk, &options.path).map_err(at(&path))? {
+fn find_state(place: &Place<'_>) -> Result<(Option<StateFile>, bool), OpenError> {
+    let path = StateFile::path(place.path);
+    match StateFile::find(place.disk, place.path).map_err(at(&path))? {
         FoundState::Absent => Ok((None, false)),
-        FoundState::Foreign(path) => Err(OpenError::Foreign {
-            path,
-            key: "queue_file_path",
-        }),
+        FoundState::Foreign(path) => Err(OpenError::Foreign { path, key: "queue_file_path" }),
         FoundState::Damaged(state) => {
             tracing::error!(
                 "{} cannot be read: storage is asked which seqs are in use",
@@ -390,8 +389,8 @@ fn find_state(options: &Options) -> Result<(Option<StateFile>, bool), OpenError>
             );
             Ok((Some(state), false))
         }
-        FoundState::Good(state) if state.record.origin != options.origin.as_str() => {
-            Err(other_origin(&path, state.record.origin, options))
+        FoundState::Good(state) if state.record.origin != place.origin.as_str() => {
+            Err(other_origin(&path, state.record.origin, place.origin))
         }
         FoundState::Good(state) => {
             let certain = state.record.certain;
@@ -408,10 +407,7 @@ fn state_for(
 ) -> Result<(StateFile, Seqs), OpenError> {
     let path = StateFile::path(&options.path);
     let mut seqs = Seqs::new(used, options.clock.clone());
-    let ceiling = seqs
-        .ceiling_for(1)
-        .map_err(io::Error::other)
-        .map_err(at(&path))?;
+    let ceiling = seqs.ceiling_for(1).map_err(io::Error::other).map_err(at(&path))?;
     let ceiling = ceiling.unwrap_or(seqs.peek().0);
     let state = match found {
         Some(mut state) => {
@@ -430,12 +426,7 @@ fn state_for(
         None => {
             let node_id = new_node_id().map_err(at(&path))?;
             let origin = options.origin.to_string();
-            let record = NodeState {
-                origin,
-                node_id,
-                ceiling,
-                ..NodeState::default()
-            };
+            let record = NodeState { origin, node_id, ceiling, ..NodeState::default() };
             StateFile::create(&*options.disk, &options.path, record).map_err(at(&path))?
         }
     };
@@ -446,10 +437,8 @@ fn state_for(
 fn find_segments(options: &Options) -> Result<Segments, OpenError> {
     let dir = parent(&options.path);
     let names = options.disk.list(dir).map_err(at(dir))?;
-    let mut begun: Vec<u64> = names
-        .iter()
-        .filter_map(|name| begun_of(&options.path, name))
-        .collect();
+    let mut begun: Vec<u64> =
+        names.iter().filter_map(|name| begun_of(&options.path, name)).collect();
     begun.sort_unstable();
     let mut headers = Vec::new();
     let mut last = None;
@@ -469,20 +458,14 @@ fn find_segments(options: &Options) -> Result<Segments, OpenError> {
                 continue;
             }
             Err(e @ HeaderError::Version(_)) => {
-                return Err(OpenError::Segment {
-                    path,
-                    text: e.to_string(),
-                });
+                return Err(OpenError::Segment { path, text: e.to_string() });
             }
         };
         if header.origin != options.origin {
-            return Err(other_origin(&path, header.origin.to_string(), options));
+            return Err(other_origin(&path, header.origin.to_string(), &options.origin));
         }
         if header.kind != LogKind::Queue {
-            return Err(OpenError::Segment {
-                path,
-                text: "it holds no events".to_owned(),
-            });
+            return Err(OpenError::Segment { path, text: "it holds no events".to_owned() });
         }
         // only the last one is read: the others' ends stand in their successors' headers
         if begun[i + 1..].is_empty() || !any_readable(options, &begun[i + 1..]) {
@@ -491,11 +474,7 @@ fn find_segments(options: &Options) -> Result<Segments, OpenError> {
         }
         headers.push(header);
     }
-    Ok(Segments {
-        headers,
-        last,
-        highest: begun.last().copied().unwrap_or(0),
-    })
+    Ok(Segments { headers, last, highest: begun.last().copied().unwrap_or(0) })
 }
 
 fn any_readable(options: &Options, begun: &[u64]) -> bool {
@@ -529,14 +508,7 @@ fn log_end(segments: &Segments, released: Option<&(Seq, ChannelLoads)>) -> LogEn
         _ => {
             let (last, totals) = released.cloned().unwrap_or_default();
             let (carried, damage) = (Vec::new(), Vec::new());
-            LogEnd {
-                previous: None,
-                totals,
-                last,
-                reached: last,
-                carried,
-                damage,
-            }
+            LogEnd { previous: None, totals, last, reached: last, carried, damage }
         }
     }
 }
@@ -544,20 +516,14 @@ fn log_end(segments: &Segments, released: Option<&(Seq, ChannelLoads)>) -> LogEn
 fn index_segments(index: &Index, segments: &Segments, end: &LogEnd) {
     for (i, header) in segments.headers.iter().enumerate() {
         let begun = header.begun;
-        let named = segments.headers[i + 1..]
-            .iter()
-            .find_map(|next| next.previous);
+        let named = segments.headers[i + 1..].iter().find_map(|next| next.previous);
         let end = match (named, end.previous) {
             (Some((of, end)), _) if of == begun => end,
             (_, Some((of, end))) if of == begun => end,
             // its successor is gone, and the end with it: read to the end of the file
             _ => u64::MAX,
         };
-        index.push(SegmentEnd {
-            begun,
-            end,
-            closed: true,
-        });
+        index.push(SegmentEnd { begun, end, closed: true });
     }
 }
 
@@ -571,17 +537,9 @@ fn compare_with_witness(end: &mut LogEnd, ack: Option<&AckRecord>) -> Option<Dam
     }
     let missing = events - have;
     let hidden = end.totals.entry(None).or_default();
-    *hidden = hidden.plus(Load {
-        events: missing,
-        bytes: 0,
-    });
+    *hidden = hidden.plus(Load { events: missing, bytes: 0 });
     let segment = end.previous.map_or(0, |(begun, _)| begun);
-    let damage = Damage {
-        segment,
-        from: end.reached.0 + 1,
-        to: seq,
-        events: missing,
-    };
+    let damage = Damage { segment, from: end.reached.0 + 1, to: seq, events: missing };
     end.last = end.last.max(Seq(seq));
     Some(damage)
 }

@@ -37,7 +37,7 @@ pub struct Reading {
     pub segment: u64,
     /// Lost events found on the way, before `events`: per channel.
     pub lost: ChannelLoads,
-    /// The seq below which the lost ones are.
+    /// The last seq seen when the loss was: the tracker goes no further.
     pub lost_before: Seq,
     /// The same for people.
     pub damage: Vec<Damage>,
@@ -118,10 +118,7 @@ impl Reader {
             let Some(frame) = &mut self.open else {
                 continue;
             };
-            let load = reading
-                .loads
-                .entry(Some(frame.channel.clone()))
-                .or_default();
+            let load = reading.loads.entry(Some(frame.channel.clone())).or_default();
             while let Some(len) = frame.next_len() {
                 let full = reading.events.len() >= limit.events || bytes + len > limit.bytes;
                 if full && !reading.events.is_empty() {
@@ -132,10 +129,7 @@ impl Reader {
                     continue;
                 }
                 bytes += len;
-                *load = load.plus(Load {
-                    events: 1,
-                    bytes: cost(len),
-                });
+                *load = load.plus(Load { events: 1, bytes: cost(len) });
                 reading.events.push(event);
             }
             self.open = None;
@@ -229,6 +223,7 @@ impl Reader {
             }
         };
         self.account(&header, reading);
+        self.last = self.last.max(header.last);
         let current = Current {
             begun: next.begun,
             frames: Frames::new(file, header.salt(), start),
@@ -244,10 +239,8 @@ impl Reader {
     /// Compares what the header says was before it with what was seen. Where more was released than
     /// that, the segments before it were deleted in good order, and nothing is missing.
     fn account(&mut self, header: &Header, reading: &mut Reading) {
-        let known = self
-            .seen
-            .replace(header.before.clone())
-            .unwrap_or_else(|| header.before.clone());
+        let known =
+            self.seen.replace(header.before.clone()).unwrap_or_else(|| header.before.clone());
         let mut missing = 0;
         for (channel, load) in &header.before {
             let gone = load.minus(known.get(channel).copied().unwrap_or_default());
@@ -260,20 +253,18 @@ impl Reader {
         if missing == 0 {
             return;
         }
-        let to = header.begun.saturating_sub(1);
-        reading.lost_before = Seq(to.max(self.last.0));
+        // released no further than was seen: what comes next may have lower seqs than the lost ones
+        reading.lost_before = self.last;
+        let to = header.last.0;
         match &self.current {
-            None => push_damage(reading, header.begun, self.last, to, missing),
+            None => {
+                let segment = header.previous.map_or(0, |(begun, _)| begun);
+                push_damage(reading, segment, self.last, to, missing);
+            }
             Some(current) => {
                 // what lies between two good frames of the segment was reported there
                 let at_end = header.total().events.saturating_sub(current.running);
-                push_damage(
-                    reading,
-                    current.begun,
-                    current.hole.unwrap_or(self.last),
-                    to,
-                    at_end,
-                );
+                push_damage(reading, current.begun, current.hole.unwrap_or(self.last), to, at_end);
             }
         }
     }
@@ -282,11 +273,6 @@ impl Reader {
 fn push_damage(reading: &mut Reading, segment: u64, before: Seq, to: u64, events: u64) {
     if events > 0 {
         let from = before.0 + 1;
-        reading.damage.push(Damage {
-            segment,
-            from,
-            to: to.max(from),
-            events,
-        });
+        reading.damage.push(Damage { segment, from, to: to.max(from), events });
     }
 }

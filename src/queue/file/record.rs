@@ -163,12 +163,7 @@ pub struct Body {
 impl Body {
     fn new(kind: Kind, bytes: Vec<u8>, count: u32) -> Self {
         let crc = crc32c::crc32c(&bytes);
-        Self {
-            kind,
-            bytes: bytes.into(),
-            crc,
-            count,
-        }
+        Self { kind, bytes: bytes.into(), crc, count }
     }
 
     /// The payload of an events frame.
@@ -180,11 +175,7 @@ impl Body {
         let mut out = Vec::with_capacity(10 + name.len() + 4 * batch.payloads.len() + sum);
         put_events_head(&mut out, batch.received_at, batch.mode, &batch.channel);
         for payload in &batch.payloads {
-            out.extend_from_slice(
-                &u32::try_from(payload.len())
-                    .unwrap_or(u32::MAX)
-                    .to_le_bytes(),
-            );
+            out.extend_from_slice(&u32::try_from(payload.len()).unwrap_or(u32::MAX).to_le_bytes());
         }
         for payload in &batch.payloads {
             out.extend_from_slice(payload);
@@ -328,10 +319,7 @@ impl EventsFrame {
     #[must_use]
     pub fn load(&self) -> Load {
         let bytes = self.payload.len() - self.lengths_at - 4 * self.count;
-        Load {
-            events: self.count as u64,
-            bytes: bytes as u64 + EVENT_OVERHEAD * self.count as u64,
-        }
+        Load { events: self.count as u64, bytes: bytes as u64 + EVENT_OVERHEAD * self.count as u64 }
     }
 
     /// Seq of the next event, if there is one.
@@ -358,13 +346,7 @@ impl Iterator for EventsFrame {
         self.next += 1;
         self.next_at += len;
         let (channel, mode, received_at) = (self.channel.clone(), self.mode, self.received_at);
-        Some(Event {
-            seq,
-            channel,
-            mode,
-            received_at,
-            payload,
-        })
+        Some(Event { seq, channel, mode, received_at, payload })
     }
 }
 
@@ -377,10 +359,7 @@ mod tests {
             channel: Name::new("events_raw").unwrap(),
             mode: ModeTag::Structured,
             received_at: Micros(77),
-            payloads: payloads
-                .iter()
-                .map(|p| Bytes::copy_from_slice(p.as_bytes()))
-                .collect(),
+            payloads: payloads.iter().map(|p| Bytes::copy_from_slice(p.as_bytes())).collect(),
         }
     }
 
@@ -409,10 +388,7 @@ mod tests {
         let events: Vec<Event> = frame.collect();
         assert_eq!((events[0].seq, events[1].seq), (Seq(40), Seq(41)));
         assert_eq!(&events[1].payload[..], b"{\"a\":1}");
-        assert_eq!(
-            (events[0].mode, events[0].received_at),
-            (ModeTag::Structured, Micros(77))
-        );
+        assert_eq!((events[0].mode, events[0].received_at), (ModeTag::Structured, Micros(77)));
     }
 
     #[test]

@@ -31,12 +31,7 @@ pub struct Damage {
 
 impl std::fmt::Display for Damage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            segment,
-            from,
-            to,
-            events,
-        } = self;
+        let Self { segment, from, to, events } = self;
         write!(
             f,
             "{events} synced events between seq {from} and {to} in segment {segment:020} cannot be read"
@@ -88,13 +83,7 @@ pub fn counts_of(
         }
         Kind::Dead => {
             let (_, event) = open_dead(head, payload, names)?;
-            Some((
-                event.channel,
-                Load {
-                    events: 1,
-                    bytes: head.frame_len(),
-                },
-            ))
+            Some((event.channel, Load { events: 1, bytes: head.frame_len() }))
         }
         Kind::Seal | Kind::Mark => None,
     }
@@ -125,35 +114,22 @@ pub fn scan(file: Arc<dyn DiskFile>, header: &Header, start: u64, len: u64) -> i
     let found = Found {
         totals: header.before.clone(),
         synced_end: start,
-        last: Seq(header.begun.saturating_sub(1)),
+        last: header.last,
         carried: Vec::new(),
         damage: Vec::new(),
     };
     let running = header.total().events;
-    let mut scan = Scan {
-        found,
-        segment: header.begun,
-        waiting: VecDeque::new(),
-        open_hole: None,
-        running,
-    };
+    let mut scan =
+        Scan { found, segment: header.begun, waiting: VecDeque::new(), open_hole: None, running };
     loop {
         match frames.next(len)? {
             Step::End => break,
             Step::Hole(at, _) => scan.waiting.push_back((at, Item::Hole)),
             Step::Frame(at, head, bytes) => {
                 let counts = counts_of(&head, &bytes, &mut names);
-                let body = Body {
-                    kind: head.kind,
-                    bytes,
-                    crc: head.payload_crc,
-                    count: head.count,
-                };
-                let frame = Frame {
-                    first: head.first,
-                    body,
-                    counts,
-                };
+                let body =
+                    Body { kind: head.kind, bytes, crc: head.payload_crc, count: head.count };
+                let frame = Frame { first: head.first, body, counts };
                 scan.waiting.push_back((at, Item::Frame(head, frame)));
                 scan.synced_to(head.synced_to);
             }
@@ -166,11 +142,7 @@ impl Scan {
     /// Everything before `offset` is now known to have been synced.
     fn synced_to(&mut self, offset: u64) {
         self.found.synced_end = self.found.synced_end.max(offset);
-        while self
-            .waiting
-            .front()
-            .is_some_and(|(at, _)| *at < self.found.synced_end)
-        {
+        while self.waiting.front().is_some_and(|(at, _)| *at < self.found.synced_end) {
             match self.waiting.pop_front() {
                 Some((_, Item::Hole)) => self.open_hole = Some(self.found.last),
                 Some((_, Item::Frame(head, frame))) => self.settle(&head, &frame),
@@ -194,11 +166,7 @@ impl Scan {
     fn close_hole(&mut self, next: &Head) {
         let events = next.running.saturating_sub(self.running);
         if let Some(before) = self.open_hole.take() {
-            let to = if next.count > 0 {
-                next.first.0.saturating_sub(1)
-            } else {
-                next.first.0
-            };
+            let to = if next.count > 0 { next.first.0.saturating_sub(1) } else { next.first.0 };
             if events > 0 {
                 self.found.damage.push(Damage {
                     segment: self.segment,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::record::{FRAME_HEADER, FRAME_MAGIC, Head, Salt, u32_at, u64_at};
-use crate::event::{ChannelName, Name, Origin};
+use crate::event::{ChannelName, Name, Origin, Seq};
 use crate::fsx::{DiskFile, read_full};
 use crate::queue::accounts::Load;
 
@@ -47,6 +47,8 @@ pub struct Header {
     pub begun: u64,
     /// The segment before it and its named end.
     pub previous: Option<(u64, u64)>,
+    /// The last seq before any of its frames.
+    pub last: Seq,
     /// Whose log it is.
     pub origin: Origin,
     /// Everything the log ever held before it, per channel.
@@ -73,9 +75,7 @@ impl Header {
     /// All events before it.
     #[must_use]
     pub fn total(&self) -> Load {
-        self.before
-            .values()
-            .fold(Load::default(), |sum, load| sum.plus(*load))
+        self.before.values().fold(Load::default(), |sum, load| sum.plus(*load))
     }
 
     /// The salt of its frames.
@@ -102,6 +102,7 @@ impl Header {
         b.push(u8::from(self.previous.is_some()));
         b.extend_from_slice(&begun.to_le_bytes());
         b.extend_from_slice(&end.to_le_bytes());
+        b.extend_from_slice(&self.last.0.to_le_bytes());
         put_name(&mut b, self.origin.as_str());
         b.extend_from_slice(&u32::try_from(self.before.len()).unwrap_or(0).to_le_bytes());
         for (channel, load) in &self.before {
@@ -166,41 +167,19 @@ impl Header {
         let begun = u64_at(take(&mut rest, 8)?, 0);
         take(&mut rest, 16)?;
         let present = take(&mut rest, 1)?[0] == 1;
-        let previous = (
-            u64_at(take(&mut rest, 8)?, 0),
-            u64_at(take(&mut rest, 8)?, 0),
-        );
+        let previous = (u64_at(take(&mut rest, 8)?, 0), u64_at(take(&mut rest, 8)?, 0));
+        let last = Seq(u64_at(take(&mut rest, 8)?, 0));
         let origin = Name::new(take_name(&mut rest)?).ok()?;
         let channels = u32_at(take(&mut rest, 4)?, 0);
         let mut before = ChannelLoads::new();
         for _ in 0..channels {
             let name = take_name(&mut rest)?;
-            let name = if name.is_empty() {
-                None
-            } else {
-                Some(Name::new(name).ok()?)
-            };
+            let name = if name.is_empty() { None } else { Some(Name::new(name).ok()?) };
             let counts = take(&mut rest, 16)?;
-            before.insert(
-                name,
-                Load {
-                    events: u64_at(counts, 0),
-                    bytes: u64_at(counts, 8),
-                },
-            );
+            before.insert(name, Load { events: u64_at(counts, 0), bytes: u64_at(counts, 8) });
         }
         let previous = present.then_some(previous);
-        Some((
-            Self {
-                kind,
-                id,
-                begun,
-                previous,
-                origin,
-                before,
-            },
-            2 * block,
-        ))
+        Some((Self { kind, id, begun, previous, last, origin, before }, 2 * block))
     }
 }
 
@@ -231,9 +210,7 @@ pub fn path_of(base: &Path, begun: u64) -> PathBuf {
 /// The segment that a file name stands for, if it is one of the log at `base`.
 #[must_use]
 pub fn begun_of(base: &Path, name: &str) -> Option<u64> {
-    let digits = name
-        .strip_prefix(base.file_name()?.to_str()?)?
-        .strip_prefix('.')?;
+    let digits = name.strip_prefix(base.file_name()?.to_str()?)?.strip_prefix('.')?;
     (digits.len() == DIGITS && digits.bytes().all(|b| b.is_ascii_digit()))
         .then(|| digits.parse().ok())?
 }
@@ -263,13 +240,7 @@ impl Frames {
     /// Reads from `at` on.
     #[must_use]
     pub fn new(file: Arc<dyn DiskFile>, salt: Salt, at: u64) -> Self {
-        Self {
-            file,
-            salt,
-            at,
-            chunk: Bytes::new(),
-            chunk_at: at,
-        }
+        Self { file, salt, at, chunk: Bytes::new(), chunk_at: at }
     }
 
     /// The next frame or hole before `end`.
@@ -336,9 +307,7 @@ impl Frames {
             self.chunk = bytes.into();
             self.chunk_at = at;
         }
-        let from = usize::try_from(at - self.chunk_at)
-            .unwrap_or(0)
-            .min(self.chunk.len());
+        let from = usize::try_from(at - self.chunk_at).unwrap_or(0).min(self.chunk.len());
         let to = (from + usize::try_from(len).unwrap_or(0)).min(self.chunk.len());
         Ok(self.chunk.slice(from..to))
     }
@@ -351,25 +320,14 @@ mod tests {
 
     fn header() -> Header {
         let mut before = ChannelLoads::new();
-        before.insert(
-            None,
-            Load {
-                events: 1,
-                bytes: 2,
-            },
-        );
-        before.insert(
-            Some(Name::new("a").unwrap()),
-            Load {
-                events: 3,
-                bytes: 4,
-            },
-        );
+        before.insert(None, Load { events: 1, bytes: 2 });
+        before.insert(Some(Name::new("a").unwrap()), Load { events: 3, bytes: 4 });
         Header {
             kind: LogKind::Queue,
             id: *b"0123456789abcdef",
             begun: 42,
             previous: Some((7, 9000)),
+            last: Seq(41),
             origin: Name::new("dc1").unwrap(),
             before,
         }
@@ -385,7 +343,7 @@ mod tests {
     fn a_header_outlives_the_damage_of_either_copy() {
         let bytes = header().encode();
         assert_eq!(bytes.len(), 8192);
-        for bit in 0..bytes.len() * 8 {
+        for bit in (0..200 * 8).chain(4096 * 8..4296 * 8) {
             let mut bad = bytes.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(read(&bad).unwrap(), (header(), 8192), "bit {bit}");
@@ -396,10 +354,7 @@ mod tests {
     fn a_header_larger_than_a_block_is_found_by_its_second_copy() {
         let mut big = header();
         for i in 0..500 {
-            big.before.insert(
-                Some(Name::new(&format!("channel-{i}")).unwrap()),
-                Load::default(),
-            );
+            big.before.insert(Some(Name::new(&format!("channel-{i}")).unwrap()), Load::default());
         }
         let mut bytes = big.encode();
         let frames = bytes.len() as u64;
@@ -424,10 +379,7 @@ mod tests {
     #[test]
     fn names_are_told_from_strangers() {
         let base = Path::new("/q/ingest.log");
-        assert_eq!(
-            path_of(base, 5),
-            Path::new("/q/ingest.log.00000000000000000005")
-        );
+        assert_eq!(path_of(base, 5), Path::new("/q/ingest.log.00000000000000000005"));
         let cases = [
             ("ingest.log.00000000000000000005", Some(5)),
             ("ingest.log", None),

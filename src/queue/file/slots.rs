@@ -62,19 +62,10 @@ impl<T: Serialize + DeserializeOwned> Slots<T> {
         }
         Ok(match best {
             _ if !ours => Found::Foreign,
-            None => Found::Damaged(Self {
-                file,
-                generation: 0,
-                record: PhantomData,
-            }),
-            Some((generation, record)) => Found::Good(
-                Self {
-                    file,
-                    generation,
-                    record: PhantomData,
-                },
-                record,
-            ),
+            None => Found::Damaged(Self { file, generation: 0, record: PhantomData }),
+            Some((generation, record)) => {
+                Found::Good(Self { file, generation, record: PhantomData }, record)
+            }
         })
     }
 
@@ -89,11 +80,7 @@ impl<T: Serialize + DeserializeOwned> Slots<T> {
         if disk.exists(&new) {
             disk.remove(&new)?;
         }
-        let mut slots = Self {
-            file: disk.create(&new)?,
-            generation: 0,
-            record: PhantomData,
-        };
+        let mut slots = Self { file: disk.create(&new)?, generation: 0, record: PhantomData };
         slots.write(record)?;
         durable_rename(disk, &new, path)?;
         Ok(slots)
@@ -180,13 +167,7 @@ mod tests {
     #[test]
     fn a_file_that_is_not_ours_is_told_apart() {
         let disk = SimDisk::new();
-        disk.create(Path::new("/s"))
-            .unwrap()
-            .write_at(b"offset=12\n", 0)
-            .unwrap();
-        assert!(matches!(
-            Slots::<u32>::open(&disk, Path::new("/s")).unwrap(),
-            Found::Foreign
-        ));
+        disk.create(Path::new("/s")).unwrap().write_at(b"offset=12\n", 0).unwrap();
+        assert!(matches!(Slots::<u32>::open(&disk, Path::new("/s")).unwrap(), Found::Foreign));
     }
 }

@@ -65,10 +65,9 @@ impl StateFile {
         Ok(match Slots::open(disk, &path)? {
             Found::Absent => FoundState::Absent,
             Found::Foreign => FoundState::Foreign(path),
-            Found::Damaged(slots) => FoundState::Damaged(Self {
-                slots,
-                record: NodeState::default(),
-            }),
+            Found::Damaged(slots) => {
+                FoundState::Damaged(Self { slots, record: NodeState::default() })
+            }
             Found::Good(slots, record) => FoundState::Good(Self { slots, record }),
         })
     }
@@ -99,7 +98,11 @@ impl StateFile {
     /// # Errors
     /// What the disk says.
     pub fn report(&mut self, damage: &Damage) -> io::Result<bool> {
-        let known = |d: &Damage| d.segment == damage.segment && d.from == damage.from;
+        // found by the start and by the reader, the same stretch may begin a frame earlier or later
+        let known = |d: &Damage| {
+            d.segment == damage.segment
+                && (d.from == damage.from || (d.to, d.events) == (damage.to, damage.events))
+        };
         if self.record.damage.iter().any(known) {
             return Ok(false);
         }

@@ -72,12 +72,7 @@ pub fn read_back(file: &dyn DiskFile, origin: &Origin, first_unacked: Seq) -> io
             // garbage that nothing of ours precedes, and that does not look like ours, stays
             Line::Broken { ours: false } if !ours_before => gap = true,
             _ => {
-                return Ok(Tail {
-                    last,
-                    end: start,
-                    cut: Some(len - start),
-                    needs_feed: false,
-                });
+                return Ok(Tail { last, end: start, cut: Some(len - start), needs_feed: false });
             }
         }
     }
@@ -94,28 +89,13 @@ fn settle_torn(
     ours_before: bool,
 ) -> Tail {
     if torn.is_empty() {
-        return Tail {
-            last,
-            end: len,
-            cut: None,
-            needs_feed: false,
-        };
+        return Tail { last, end: len, cut: None, needs_feed: false };
     }
     let n = torn.len().min(prefix.len());
     if ours_before || torn[..n] == prefix[..n] {
-        return Tail {
-            last,
-            end: feed,
-            cut: Some(len - feed),
-            needs_feed: false,
-        };
+        return Tail { last, end: feed, cut: Some(len - feed), needs_feed: false };
     }
-    Tail {
-        last,
-        end: len,
-        cut: None,
-        needs_feed: true,
-    }
+    Tail { last, end: len, cut: None, needs_feed: true }
 }
 
 /// Whether a line of ours with this seq stands before `end`. Seqs rise, so the search ends early.
@@ -148,9 +128,7 @@ fn classify(line: &[u8], prefix: &[u8]) -> Line {
     }
     let digits = &line[prefix.len()..];
     let n = digits.iter().take_while(|b| b.is_ascii_digit()).count();
-    let seq = std::str::from_utf8(&digits[..n])
-        .ok()
-        .and_then(|text| text.parse().ok());
+    let seq = std::str::from_utf8(&digits[..n]).ok().and_then(|text| text.parse().ok());
     seq.map_or(Line::Foreign, |seq| Line::Ours(Seq(seq)))
 }
 

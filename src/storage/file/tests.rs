@@ -51,37 +51,21 @@ async fn a_pretty_printed_payload_stays_one_line_and_loses_no_other_byte() {
     let disk = SimDisk::new();
     let storage = storage(&disk);
     storage.connect(Seq(1)).await.unwrap();
-    storage
-        .append(&[event(1, "{\r\n  \"a\" : \"x\\ny\",\n\"n\": 1.10 }")])
-        .await
-        .unwrap();
-    assert_eq!(
-        lines(&disk),
-        [(1, "{    \"a\" : \"x\\ny\", \"n\": 1.10 }".to_owned())]
-    );
+    storage.append(&[event(1, "{\r\n  \"a\" : \"x\\ny\",\n\"n\": 1.10 }")]).await.unwrap();
+    assert_eq!(lines(&disk), [(1, "{    \"a\" : \"x\\ny\", \"n\": 1.10 }".to_owned())]);
 }
 
 #[tokio::test]
 async fn not_a_byte_of_an_older_versions_file_is_cut() {
-    for old in [
-        "{\"a\":1}\n{\"b\":2}\n",
-        "{\"a\":1}\n{\"b\":2}",
-        "{\"a\":1}\n{\"b\":",
-        "garbage",
-    ] {
+    for old in ["{\"a\":1}\n{\"b\":2}\n", "{\"a\":1}\n{\"b\":2}", "{\"a\":1}\n{\"b\":", "garbage"] {
         let disk = disk_with(old.as_bytes());
         let storage = storage(&disk);
         assert_eq!(storage.connect(Seq(1)).await, Ok(None), "{old:?}");
         storage.append(&[event(7, "{}")]).await.unwrap();
         let now = String::from_utf8(disk.bytes(Path::new(PATH)).unwrap()).unwrap();
-        let rest = now
-            .strip_prefix(old)
-            .unwrap_or_else(|| panic!("{now:?} lost {old:?}"));
+        let rest = now.strip_prefix(old).unwrap_or_else(|| panic!("{now:?} lost {old:?}"));
         let feed = if old.ends_with('\n') { "" } else { "\n" };
-        assert!(
-            rest.starts_with(&format!("{feed}{{\"origin_dc\"")),
-            "{rest:?}"
-        );
+        assert!(rest.starts_with(&format!("{feed}{{\"origin_dc\"")), "{rest:?}");
     }
 }
 
@@ -90,9 +74,7 @@ async fn a_tail_torn_at_any_byte_is_written_again_whole() {
     let disk = SimDisk::new();
     let first = storage(&disk);
     first.connect(Seq(1)).await.unwrap();
-    let events: Vec<_> = (1..=4)
-        .map(|i| event(i, &format!("{{\"n\":{i}}}")))
-        .collect();
+    let events: Vec<_> = (1..=4).map(|i| event(i, &format!("{{\"n\":{i}}}"))).collect();
     first.append(&events).await.unwrap();
     let whole = disk.bytes(Path::new(PATH)).unwrap();
     let want = lines(&disk);
@@ -111,9 +93,7 @@ async fn a_page_of_zeros_before_a_whole_page_is_cut_and_written_again() {
     let first = storage(&disk);
     first.connect(Seq(1)).await.unwrap();
     let pad = "x".repeat(150);
-    let events: Vec<_> = (1..=40)
-        .map(|i| event(i, &format!("{{\"n\":\"{i}{pad}\"}}")))
-        .collect();
+    let events: Vec<_> = (1..=40).map(|i| event(i, &format!("{{\"n\":\"{i}{pad}\"}}"))).collect();
     first.append(&events).await.unwrap();
     let want = lines(&disk);
     let whole = disk.bytes(Path::new(PATH)).unwrap();
@@ -128,13 +108,8 @@ async fn a_page_of_zeros_before_a_whole_page_is_cut_and_written_again() {
         again.append(&events).await.unwrap();
         let text = torn.bytes(Path::new(PATH)).unwrap();
         let text = String::from_utf8_lossy(&text);
-        let kept: Vec<&str> = text
-            .lines()
-            .filter(|l| l.starts_with("{\"origin_dc\""))
-            .collect();
-        let good = kept
-            .iter()
-            .filter(|l| serde_json::from_str::<serde_json::Value>(l).is_ok());
+        let kept: Vec<&str> = text.lines().filter(|l| l.starts_with("{\"origin_dc\"")).collect();
+        let good = kept.iter().filter(|l| serde_json::from_str::<serde_json::Value>(l).is_ok());
         assert_eq!(good.count(), want.len(), "page at {page}");
     }
 }
@@ -163,10 +138,7 @@ async fn after_a_failed_sync_the_same_bytes_are_written_again_not_synced_again()
         storage.append(&[event(1, "{}")]).await.unwrap();
         disk.fail(Some(Op::Sync), Fault::Once(0));
         assert!(storage.append(&[event(2, "{\"two\":2}")]).await.is_err());
-        storage
-            .append(&[event(2, "{\"two\":2}"), event(3, "{}")])
-            .await
-            .unwrap();
+        storage.append(&[event(2, "{\"two\":2}"), event(3, "{}")]).await.unwrap();
         let seqs: Vec<u64> = lines(&disk.crash(mode, 3)).iter().map(|l| l.0).collect();
         assert_eq!(seqs, [1, 2, 3], "{mode:?}");
     }
@@ -179,10 +151,7 @@ async fn a_full_disk_is_an_outage_and_ends_with_it() {
     storage.connect(Seq(1)).await.unwrap();
     disk.set_capacity(Some(100));
     let error = storage.append(&[event(1, "{}")]).await.unwrap_err();
-    assert_eq!(
-        (error.kind, error.code.as_str()),
-        (super::super::Kind::Retry, "ENOSPC")
-    );
+    assert_eq!((error.kind, error.code.as_str()), (super::super::Kind::Retry, "ENOSPC"));
     disk.set_capacity(None);
     storage.append(&[event(1, "{}")]).await.unwrap();
     assert_eq!(lines(&disk.crash(Persist::Nothing, 1)).len(), 1);
