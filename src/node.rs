@@ -15,7 +15,7 @@ use crate::config::{Config, QueueConfig, StorageConfig, SyncMode};
 use crate::event::Origin;
 use crate::fsx::OsDisk;
 use crate::health::{Facts, Health};
-use crate::http::{App, BodyLimits, Deadlines, Limits, Server, routes};
+use crate::http::{App, BodyLimits, Deadlines, Limits, Routes, Server};
 use crate::ingest::Door;
 use crate::metrics::Metrics;
 use crate::queue::accounts::Ceilings;
@@ -118,7 +118,7 @@ impl Node {
                 let say = |source| StartError::Listen { addr: listen.clone(), source };
                 let server = bound.map_err(say)?;
                 let addr = server.addr().map_err(say)?;
-                let run = server.run(routes(app), stop_http.subscribe());
+                let run = server.run(Routes::new(app), stop_http.subscribe());
                 (Some(addr), Some(spine.task("http", run)))
             }
         };

@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_compression::tokio::bufread::{GzipDecoder, ZstdDecoder};
-use axum::body::Body;
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_ENCODING;
 use bytes::{Bytes, BytesMut};
-use http_body::Body as _;
+use http_body::Body;
 use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::error::ApiError;
@@ -98,7 +98,7 @@ impl Coding {
 ///
 /// # Errors
 /// 413.
-pub fn announced(body: &Body, limits: &BodyLimits) -> Result<(), ApiError> {
+pub fn announced(body: &Incoming, limits: &BodyLimits) -> Result<(), ApiError> {
     match usize::try_from(body.size_hint().lower()) {
         Ok(length) if length <= limits.max_body => Ok(()),
         _ => Err(ApiError::TooLarge(limits.max_body)),
@@ -109,14 +109,18 @@ pub fn announced(body: &Body, limits: &BodyLimits) -> Result<(), ApiError> {
 ///
 /// # Errors
 /// 408, 413, 400 where it ends early, 503 where too much is in memory.
-pub async fn read(body: Body, limits: &BodyLimits, held: &mut Held) -> Result<Bytes, ApiError> {
+pub async fn read(body: Incoming, limits: &BodyLimits, held: &mut Held) -> Result<Bytes, ApiError> {
     match tokio::time::timeout(limits.timeout, read_all(body, limits, held)).await {
         Ok(read) => read,
         Err(_) => Err(ApiError::BodyTimeout(limits.timeout)),
     }
 }
 
-async fn read_all(mut body: Body, limits: &BodyLimits, held: &mut Held) -> Result<Bytes, ApiError> {
+async fn read_all(
+    mut body: Incoming,
+    limits: &BodyLimits,
+    held: &mut Held,
+) -> Result<Bytes, ApiError> {
     let mut first = Bytes::new();
     let mut rest = BytesMut::new();
     while let Some(frame) = body.frame().await {

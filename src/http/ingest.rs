@@ -6,33 +6,28 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use axum::body::Body;
-use axum::extract::{Path, Request, State};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
-use axum::http::{HeaderMap, Method, StatusCode, Version};
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version};
+use axum::response::IntoResponse;
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
 
-use super::App;
 use super::body::{self, Coding, Held};
-use super::error::{ApiError, json};
+use super::error::ApiError;
+use super::{Answer, App};
 use crate::channel::{Channel, auth};
 use crate::ingest::Accepted;
 use crate::json::Form;
 use crate::queue::Queue;
 
 /// The handler.
-pub async fn add(
-    State(app): State<Arc<App>>,
-    Path(name): Path<String>,
-    request: Request,
-) -> Response {
-    let channel = app.registry.enabled(&name).cloned();
-    let label = channel.as_ref().map_or("", |c| c.name.as_str());
-    let response = match serve(&app, channel.as_ref(), request).await {
-        Ok(accepted) => answer(&app, &accepted),
+pub async fn add(app: &App, channel: Option<&Arc<Channel>>, request: Request<Incoming>) -> Answer {
+    let label = channel.map_or("", |c| c.name.as_str());
+    let response = match serve(app, channel, request).await {
+        Ok(accepted) => answer(app, &accepted),
         Err(error) => {
             app.health.rejected.fetch_add(1, Ordering::Relaxed);
-            error.into_response()
+            error.into_response().map(Either::Right)
         }
     };
     app.metrics.requests.with_label_values(&[label, response.status().as_str()]).inc();
@@ -42,7 +37,7 @@ pub async fn add(
 async fn serve(
     app: &App,
     channel: Option<&Arc<Channel>>,
-    request: Request,
+    request: Request<Incoming>,
 ) -> Result<Accepted, ApiError> {
     if request.method() != Method::POST {
         return Err(ApiError::Method("POST"));
@@ -69,7 +64,7 @@ async fn accept(
     channel: &Arc<Channel>,
     headers: &HeaderMap,
     coding: Coding,
-    request_body: Body,
+    request_body: Incoming,
 ) -> Result<Accepted, ApiError> {
     // held until the answer: what waits for the log is in memory too
     let mut held = Held::none(&app.inflight);
@@ -100,10 +95,13 @@ fn form(headers: &HeaderMap) -> Form {
     if lines.iter().any(|line| kind.eq_ignore_ascii_case(line)) { Form::Lines } else { Form::Json }
 }
 
-fn answer(app: &App, accepted: &Accepted) -> Response {
+fn answer(app: &App, accepted: &Accepted) -> Answer {
     let text = format!(
-        "{{\"status\":\"accepted\",\"accepted_count\":{},\"origin_dc\":\"{}\",\"first_seq\":{},\"last_seq\":{}}}",
+        "{{\"status\":\"accepted\",\"accepted_count\":{},\"origin_dc\":\"{}\",\"first_seq\":{},\"last_seq\":{}}}\n",
         accepted.count, app.health.facts.node, accepted.seqs.first, accepted.seqs.last
     );
-    json(StatusCode::ACCEPTED, text.into_bytes())
+    let mut response = Answer::new(Either::Left(Full::from(text)));
+    *response.status_mut() = StatusCode::ACCEPTED;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
 }

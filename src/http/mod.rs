@@ -12,7 +12,12 @@ mod server;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{any, get};
+use axum::body::Body;
+use axum::routing::get;
+use bytes::Bytes;
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+use tower_service::Service;
 
 pub use body::{BodyLimits, Inflight};
 pub use conn::Deadlines;
@@ -40,16 +45,45 @@ pub struct App {
     pub inflight: Arc<Inflight>,
 }
 
-/// The route table.
-pub fn routes(app: Arc<App>) -> Router {
-    Router::new()
-        // clients
-        .route("/ingress/{channel}/add", any(ingest::add))
-        // operators
-        .route("/healthz", get(operator::healthz).fallback(operator::only_get))
-        .route("/livez", get(operator::livez).fallback(operator::only_get))
-        .route("/readyz", get(operator::readyz).fallback(operator::only_get))
-        .route("/metrics", get(operator::metrics).fallback(operator::only_get))
-        .fallback(operator::not_found)
-        .with_state(app)
+/// The route table, with the route of the clients apart: it is on the path of every event, and a
+/// router's own boxes and copies cost a tenth of what a request does.
+#[derive(Clone)]
+pub struct Routes {
+    app: Arc<App>,
+    operator: Router,
+}
+
+/// An answer: plain bytes where a client is told 202, whatever axum makes otherwise.
+pub type Answer = hyper::Response<Either<Full<Bytes>, Body>>;
+
+impl Routes {
+    /// All routes over one node.
+    pub fn new(app: Arc<App>) -> Self {
+        let operator = Router::new()
+            .route("/healthz", get(operator::healthz).fallback(operator::only_get))
+            .route("/livez", get(operator::livez).fallback(operator::only_get))
+            .route("/readyz", get(operator::readyz).fallback(operator::only_get))
+            .route("/metrics", get(operator::metrics).fallback(operator::only_get))
+            .fallback(operator::not_found)
+            .with_state(app.clone());
+        Self { app, operator }
+    }
+
+    /// Serves one request.
+    pub async fn call(&self, request: hyper::Request<Incoming>) -> Answer {
+        let path = request.uri().path();
+        let channel = path.strip_prefix("/ingress/").and_then(|rest| rest.strip_suffix("/add"));
+        match channel {
+            Some(name) if !name.contains('/') => {
+                // names need no escapes, so an escaped one is nobody's
+                let channel = self.app.registry.enabled(name).cloned();
+                ingest::add(&self.app, channel.as_ref(), request).await
+            }
+            _ => {
+                let answered = self.operator.clone().call(request.map(Body::new)).await;
+                let answer = answered.unwrap_or_else(|never| match never {});
+                answer.map(Either::Right)
+            }
+        }
+    }
 }

@@ -1,27 +1,27 @@
 //! The accept loop: limits, deadlines, and the end of every connection.
 //!
-//! Does not know routes: it serves whatever service it is given.
+//! Does not know what the routes are.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use axum::Router;
-use axum::body::Body;
 use axum::http::header::CONNECTION;
 use axum::response::IntoResponse;
+use http_body_util::Either;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tower_service::Service;
 
 use super::conn::{Conns, Deadlines, Entry, NotedIo};
 use super::error::ApiError;
+use super::{Answer, Routes};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 use crate::task;
@@ -85,14 +85,14 @@ impl Server {
     }
 
     /// Serves until `stop` turns true, then finishes the requests under way.
-    pub async fn run(self, service: Router, mut stop: watch::Receiver<bool>) {
+    pub async fn run(self, routes: Routes, mut stop: watch::Receiver<bool>) {
         let mut reap = tokio::time::interval(REAP_EVERY);
         loop {
             tokio::select! {
                 () = stopped(&mut stop) => break,
                 _ = reap.tick() => self.conns.reap(self.clock.mono()),
                 accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => self.enter(stream, &service),
+                    Ok((stream, _)) => self.enter(stream, &routes),
                     Err(e) => self.not_accepted(&e).await,
                 },
             }
@@ -114,7 +114,7 @@ impl Server {
         task::sleep(Duration::from_millis(50)).await;
     }
 
-    fn enter(&self, stream: TcpStream, service: &Router) {
+    fn enter(&self, stream: TcpStream, routes: &Routes) {
         if self.conns.len() >= self.limits.max_connections {
             self.metrics.closed_connections.with_label_values(&["limit"]).inc();
             task::spawn(turn_away(stream));
@@ -123,10 +123,10 @@ impl Server {
         let _ = stream.set_nodelay(true);
         let entry = self.conns.enter(self.clock.clone(), self.limits.deadlines);
         let metrics = self.metrics.clone();
-        let (max_header_bytes, service) = (self.limits.max_header_bytes, service.clone());
+        let (max_header_bytes, routes) = (self.limits.max_header_bytes, routes.clone());
         metrics.connections.inc();
         task::spawn(async move {
-            serve(stream, &entry, max_header_bytes, service, &metrics).await;
+            serve(stream, &entry, max_header_bytes, routes, &metrics).await;
             metrics.connections.dec();
         });
     }
@@ -155,7 +155,7 @@ async fn serve(
     stream: TcpStream,
     entry: &Entry,
     max_header_bytes: usize,
-    service: Router,
+    routes: Routes,
     metrics: &Metrics,
 ) {
     let conn = entry.conn.clone();
@@ -163,21 +163,19 @@ async fn serve(
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         noted.serving();
         let long = header_bytes(&request) > max_header_bytes;
-        let (mut service, noted) = (service.clone(), noted.clone());
+        let (routes, noted) = (routes.clone(), noted.clone());
         // boxed, since hyper drives only a future that may move when the stream is to come back
         Box::pin(async move {
             let response = if long {
-                Ok(ApiError::HeadersTooLarge(max_header_bytes).into_response())
+                ApiError::HeadersTooLarge(max_header_bytes).into_response().map(Either::Right)
             } else {
-                service.call(request.map(Body::new)).await
+                routes.call(request).await
             };
-            if let Ok(response) = &response
-                && response.headers().get(CONNECTION).is_some_and(|value| value == "close")
-            {
+            if response.headers().get(CONNECTION).is_some_and(|value| value == "close") {
                 noted.early.store(true, Ordering::Relaxed);
             }
             noted.served();
-            response
+            Ok::<Answer, Infallible>(response)
         })
     });
     let mut http = http1::Builder::new()

@@ -30,6 +30,9 @@ const GROUP_BYTES: usize = 8 << 20;
 /// An idle log is sealed after this long, and a broken one tried again.
 const IDLE: Duration = Duration::from_secs(1);
 
+/// From so many requests in a group on it pays to wait for more.
+const MANY: usize = 16;
+
 /// A request waiting for the log.
 pub struct Pending {
     /// Its payload.
@@ -53,6 +56,8 @@ pub struct Inbox {
 struct Work {
     pending: Vec<Pending>,
     seen: Vec<(Seq, Witness)>,
+    /// The thread waits for this many; 0 where it does not.
+    wanted: usize,
     stop: bool,
     stopped: bool,
 }
@@ -70,10 +75,11 @@ impl Inbox {
             return Err(pending);
         }
         work.pending.push(pending);
-        let first = work.pending.len() == 1;
+        let waiting = work.pending.len();
+        let call = waiting == 1 || waiting == work.wanted;
         drop(work);
-        // with more than one waiting the thread was already called
-        if first {
+        // with others waiting the thread was already called
+        if call {
             self.bell.notify_one();
         }
         Ok(())
@@ -97,12 +103,28 @@ impl Inbox {
         self.lock().stopped
     }
 
-    fn wait(&self, most: Duration) -> (Vec<Pending>, Vec<(Seq, Witness)>, bool) {
+    /// Waits for work, at most `most`; once there is some, up to `grace` longer while fewer than
+    /// `wanted` requests wait.
+    /// What waits comes in `pending`, whose room is kept for the next.
+    fn wait(
+        &self,
+        pending: &mut Vec<Pending>,
+        most: Duration,
+        (wanted, grace): (usize, Duration),
+    ) -> (Vec<(Seq, Witness)>, bool) {
         let mut work = self.lock();
         if work.pending.is_empty() && work.seen.is_empty() && !work.stop {
             work = self.bell.wait_timeout(work, most).unwrap_or_else(PoisonError::into_inner).0;
         }
-        (std::mem::take(&mut work.pending), std::mem::take(&mut work.seen), work.stop)
+        if !work.pending.is_empty() && work.pending.len() < wanted {
+            work.wanted = wanted;
+            let few = |work: &mut Work| work.pending.len() < wanted && !work.stop;
+            let waited = self.bell.wait_timeout_while(work, grace, few);
+            work = waited.unwrap_or_else(PoisonError::into_inner).0;
+            work.wanted = 0;
+        }
+        std::mem::swap(&mut work.pending, pending);
+        (std::mem::take(&mut work.seen), work.stop)
     }
 }
 
@@ -116,13 +138,18 @@ pub(super) struct Appender {
     pub synced_at: Duration,
     pub free_looked_at: Option<Duration>,
     pub tried_at: Option<Duration>,
+    /// Requests in the last group, and how long its sync took.
+    pub last_group: usize,
+    pub last_sync: Duration,
 }
 
 impl Appender {
     /// Runs until the inbox is stopped and empty.
     pub fn run(mut self) {
+        let mut pending = Vec::new();
         loop {
-            let (mut pending, seen, stop) = self.shared.inbox.wait(self.patience());
+            let (patience, gather) = (self.patience(), self.gather());
+            let (seen, stop) = self.shared.inbox.wait(&mut pending, patience, gather);
             for (seq, witness) in seen {
                 if !self.seqs.seen(seq, witness) {
                     tracing::error!(%seq, "a peer claims to have seen seq {seq} of us, above what any clock allows: ignored");
@@ -130,8 +157,8 @@ impl Appender {
             }
             self.tend();
             while !pending.is_empty() {
-                let rest = split_group(&mut pending);
-                self.group(std::mem::replace(&mut pending, rest));
+                let fits = group_size(&pending);
+                self.group(&mut pending, fits);
             }
             if stop {
                 break;
@@ -144,6 +171,17 @@ impl Appender {
         }
         self.publish();
         self.shared.inbox.lock().stopped = true;
+    }
+
+    /// How many requests the next group should hold, and how long it may wait for them. With many
+    /// clients at once, syncing without a pause makes small groups, and each sync costs more than all
+    /// of its requests: so a group may wait as long as the last sync took, for twice as many. A few
+    /// clients never wait.
+    fn gather(&self) -> (usize, Duration) {
+        match self.last_group {
+            n if n >= MANY => (2 * n, self.last_sync),
+            _ => (0, Duration::ZERO),
+        }
     }
 
     fn patience(&self) -> Duration {
@@ -239,6 +277,7 @@ impl Appender {
         self.log.sync()?;
         self.synced_at = self.shared.clock.mono();
         let took = self.synced_at.saturating_sub(started);
+        self.last_sync = took;
         self.shared.sync_seconds.observe(took.as_secs_f64());
         Ok(())
     }
@@ -251,16 +290,17 @@ impl Appender {
     }
 
     /// One group: all of it is durable and answered, or none of it is.
-    fn group(&mut self, group: Vec<Pending>) {
+    fn group(&mut self, waiting: &mut Vec<Pending>, fits: usize) {
+        let group = waiting.drain(..fits);
         if let Some(reason) = self.refusal() {
-            self.refuse_all(group, |_| AppendError::Unavailable { reason: reason.clone() });
+            self.refuse_all(group, &AppendError::Unavailable { reason });
             return;
         }
         self.seqs.watch_clock();
-        let events: u64 = group.iter().map(|p| p.load.events).sum();
+        let events: u64 = group.as_slice().iter().map(|p| p.load.events).sum();
         if let Err(e) = self.reserve(events) {
             let reason = format!("no identities can be reserved: {e}");
-            self.refuse_all(group, |_| AppendError::Unavailable { reason: reason.clone() });
+            self.refuse_all(group, &AppendError::Unavailable { reason });
             return;
         }
         let mut frames = Vec::with_capacity(group.len());
@@ -272,6 +312,7 @@ impl Appender {
             answers.push((p.channel, p.load, p.answer, Appended { first, last }));
         }
         self.wrote_at = self.shared.clock.mono();
+        self.last_group = frames.len();
         let result = self.log.write(frames).and_then(|()| match self.shared.sync {
             SyncMode::Ack => self.sync(),
             SyncMode::Interval(_) => Ok(()),
@@ -306,24 +347,20 @@ impl Appender {
             .or_else(|| (!self.log.is_open()).then(|| "the log has no open segment".to_owned()))
     }
 
-    fn refuse_all(&self, group: Vec<Pending>, error: impl Fn(&Pending) -> AppendError) {
+    fn refuse_all(&self, group: impl Iterator<Item = Pending>, error: &AppendError) {
         for p in group {
             self.shared.accounts.release_reserved(&p.channel, p.load);
-            let error = error(&p);
-            let _ = p.answer.send(Err(error));
+            let _ = p.answer.send(Err(error.clone()));
         }
     }
 }
 
-/// Leaves in `pending` what fits one group; returns the rest.
-fn split_group(pending: &mut Vec<Pending>) -> Vec<Pending> {
+/// How many of the waiting requests fit one group; at least one.
+fn group_size(pending: &[Pending]) -> usize {
     let mut bytes = 0;
-    let fits = pending.iter().position(|p| {
+    let over = pending.iter().position(|p| {
         bytes += p.body.bytes.len();
         bytes > GROUP_BYTES
     });
-    match fits {
-        Some(n) => pending.split_off(n.max(1)),
-        None => Vec::new(),
-    }
+    over.unwrap_or(pending.len()).max(1)
 }

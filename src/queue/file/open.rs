@@ -270,6 +270,8 @@ fn run(
         synced_at: now,
         free_looked_at: None,
         tried_at: None,
+        last_group: 0,
+        last_sync: std::time::Duration::ZERO,
     };
     let keeping = shared.clone();
     let threads = [
