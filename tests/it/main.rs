@@ -9,6 +9,7 @@ mod crash;
 mod http;
 mod http_codes;
 mod log;
+mod power;
 mod readme;
 mod recovery;
 mod slow;
