@@ -16,7 +16,7 @@ use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -38,6 +38,8 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
     /// Whether a file or directory of this name stands.
     fn exists(&self, path: &Path) -> bool;
+    /// Which file stands under `path`: the same number as [`DiskFile::id`] of the same file.
+    fn id(&self, path: &Path) -> io::Result<u64>;
     /// Bytes that a service without privileges may still write in `dir`.
     fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
 }
@@ -58,6 +60,8 @@ pub trait DiskFile: Send + Sync {
     }
     /// Cuts or extends the file.
     fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Which file it is, whatever it is called by now.
+    fn id(&self) -> io::Result<u64>;
 }
 
 /// Fills `buf` from `offset`, or as much of it as the file holds; returns how much that was.
@@ -173,6 +177,10 @@ impl Disk for OsDisk {
         path.symlink_metadata().is_ok()
     }
 
+    fn id(&self, path: &Path) -> io::Result<u64> {
+        Ok(file_id(&std::fs::metadata(path)?))
+    }
+
     fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
         let file = File::open(dir)?;
         let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
@@ -189,7 +197,16 @@ impl Disk for OsDisk {
     }
 }
 
+/// Device and inode in one number; a clash would need two file systems and much bad luck.
+fn file_id(metadata: &std::fs::Metadata) -> u64 {
+    metadata.dev().rotate_left(40) ^ metadata.ino()
+}
+
 impl DiskFile for OsFile {
+    fn id(&self) -> io::Result<u64> {
+        Ok(file_id(&self.0.metadata()?))
+    }
+
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         FileExt::read_at(&self.0, buf, offset)
     }

@@ -204,7 +204,10 @@ async fn write(
         if let Some(last) = last {
             file.seen(last, Witness::Own);
         }
-        make_certain(&queue).await;
+        tokio::select! {
+            () = make_certain(&queue) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
     }
     let mut running = Vec::new();
     for i in 1..=workers {

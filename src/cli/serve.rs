@@ -4,6 +4,7 @@
 
 use std::num::NonZero;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -11,6 +12,9 @@ use super::sources::{self, Loaded};
 use super::{FAILED, Global, WRONG};
 use crate::node::Node;
 use crate::telemetry;
+
+/// How long blocking work under way is waited for at the very end.
+const LAST_WRITES: Duration = Duration::from_secs(1);
 
 /// Runs it.
 pub fn run(global: &Global) -> ExitCode {
@@ -34,7 +38,12 @@ pub fn run(global: &Global) -> ExitCode {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     match runtime {
-        Ok(runtime) => runtime.block_on(serve(loaded, threads)),
+        Ok(runtime) => {
+            let code = runtime.block_on(serve(loaded, threads));
+            // a write to a disk that hangs must not keep the process
+            runtime.shutdown_timeout(LAST_WRITES);
+            code
+        }
         Err(e) => {
             tracing::error!("the system gives no threads: {e}");
             ExitCode::from(FAILED)

@@ -47,6 +47,8 @@ pub enum Op {
     SyncDir,
     /// Create, rename, remove, make a directory.
     Name,
+    /// `read_at`; fails only where a fault names it.
+    Read,
 }
 
 const SECTOR: usize = 512;
@@ -288,6 +290,19 @@ impl State {
         if failed { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
     }
 
+    /// A read changes nothing and is not counted among the operations.
+    fn read_op(&mut self) -> io::Result<()> {
+        let mut failed = false;
+        for (_, fault, seen) in self.faults.iter_mut().filter(|f| f.0 == Some(Op::Read)) {
+            failed |= match fault {
+                Fault::Once(n) => *seen == *n,
+                Fault::From(n) => *seen >= *n,
+            };
+            *seen += 1;
+        }
+        if failed { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
+    }
+
     fn used(&self) -> u64 {
         let mut used = 0;
         for entry in self.live.values() {
@@ -382,6 +397,13 @@ impl Disk for SimDisk {
         path == Path::new("/") || path == Path::new(".") || self.lock().live.contains_key(path)
     }
 
+    fn id(&self, path: &Path) -> io::Result<u64> {
+        match self.lock().live.get(path) {
+            Some(Entry::File(id)) => Ok(*id as u64),
+            _ => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
     fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {
         let state = self.lock();
         Ok(state.capacity.map_or(u64::MAX, |most| most.saturating_sub(state.used())))
@@ -389,8 +411,13 @@ impl Disk for SimDisk {
 }
 
 impl DiskFile for SimFile {
+    fn id(&self) -> io::Result<u64> {
+        Ok(self.id as u64)
+    }
+
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let state = self.disk.lock();
+        let mut state = self.disk.lock();
+        state.read_op()?;
         let data = &state.inodes[self.id].live;
         let at = usize::try_from(offset).unwrap_or(usize::MAX).min(data.len());
         let n = buf.len().min(data.len() - at);

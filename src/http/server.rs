@@ -17,7 +17,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use super::conn::{Conns, Deadlines, Entry, NotedIo};
 use super::error::ApiError;
@@ -32,6 +32,8 @@ const REAP_EVERY: Duration = Duration::from_millis(250);
 const LINGER_BYTES: usize = 1 << 20;
 const LINGER_TIME: Duration = Duration::from_secs(2);
 const BACKLOG: i32 = 4096;
+/// Connections above the limit that are told so at once.
+const MAX_TURNED_AWAY: usize = 256;
 
 /// The limits of a listener.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +53,7 @@ pub struct Server {
     clock: Clock,
     metrics: Metrics,
     conns: Arc<Conns>,
+    turned_away: Arc<Semaphore>,
 }
 
 impl Server {
@@ -73,7 +76,8 @@ impl Server {
         socket.bind(&addr.into())?;
         socket.listen(BACKLOG)?;
         let listener = TcpListener::from_std(socket.into())?;
-        Ok(Self { listener, limits, clock, metrics, conns: Arc::default() })
+        let turned_away = Arc::new(Semaphore::new(MAX_TURNED_AWAY));
+        Ok(Self { listener, limits, clock, metrics, conns: Arc::default(), turned_away })
     }
 
     /// The address that was bound.
@@ -117,7 +121,13 @@ impl Server {
     fn enter(&self, stream: TcpStream, routes: &Routes) {
         if self.conns.len() >= self.limits.max_connections {
             self.metrics.closed_connections.with_label_values(&["limit"]).inc();
-            task::spawn(turn_away(stream));
+            // in a flood, closing is all there is descriptors for
+            if let Ok(place) = self.turned_away.clone().try_acquire_owned() {
+                task::spawn(async move {
+                    turn_away(stream).await;
+                    drop(place);
+                });
+            }
             return;
         }
         let _ = stream.set_nodelay(true);

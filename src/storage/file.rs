@@ -17,7 +17,7 @@ use std::time::Duration;
 use super::{Storage, StorageError};
 use crate::clock::{Clock, rfc3339};
 use crate::event::{Event, Micros, Origin, Seq};
-use crate::fsx::{DirLock, Disk, DiskFile, durable_dir, parent};
+use crate::fsx::{DirLock, Disk, DiskFile, durable_dir, parent, read_full};
 use crate::task;
 
 mod tail;
@@ -144,12 +144,39 @@ fn connect(options: &Options, first_unacked: Seq) -> Result<Open, StorageError> 
             );
             file.set_len(tail.end)?;
         }
+        rewrite(&*file, tail.unconfirmed, tail.end)?;
         file.sync()?;
         options.disk.sync_dir(dir)
     };
     prepare().map_err(|e| outage("cannot write", path, &e))?;
     let (last, end, needs_feed) = (tail.last, tail.end, tail.needs_feed);
     Ok(Open { file, _lock: lock, last, end, needs_feed, synced_at: None })
+}
+
+/// Writes the bytes from `from` to `to` once more: after a failed sync the page cache shows lines that
+/// are not on the disk, and only pages that are dirty are synced.
+fn rewrite(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<()> {
+    let mut at = from;
+    let mut bytes = vec![0; 1 << 20];
+    while at < to {
+        let want = usize::try_from(to - at).unwrap_or(usize::MAX).min(bytes.len());
+        let n = read_full(file, &mut bytes[..want], at)?;
+        if n == 0 {
+            break;
+        }
+        file.write_at(&bytes[..n], at)?;
+        at += n as u64;
+    }
+    Ok(())
+}
+
+/// Whether the file is still the one under its name, and whole: it may have been rotated, removed or
+/// cut under a running node.
+fn still_there(open: &Open, options: &Options) -> bool {
+    let same = || -> io::Result<bool> {
+        Ok(options.disk.id(&options.path)? == open.file.id()? && open.file.len()? >= open.end)
+    };
+    same().unwrap_or(false)
 }
 
 /// Writes what is not there yet behind the last synced line, and syncs it.
@@ -212,10 +239,20 @@ impl Storage for FileStorage {
         let (head, events) = (self.line_head.clone(), events.to_vec());
         task::blocking(move || {
             let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
-            match &mut *open {
-                Some(open) => append(open, &options, &head, &events),
-                None => Err(StorageError::retry("unconnected", "storage was not opened yet")),
+            let Some(first) = events.first() else { return Ok(()) };
+            if open.as_ref().is_some_and(|open| !still_there(open, &options)) {
+                tracing::warn!(
+                    "{} was moved, removed or cut: events go on in the file that is there now",
+                    options.path.display()
+                );
+                *open = None;
             }
+            let open = match &mut *open {
+                Some(open) => open,
+                // one lane: nothing older than these events is unwritten
+                none => none.insert(connect(&options, first.seq)?),
+            };
+            append(open, &options, &head, &events)
         })
         .await
     }

@@ -386,3 +386,53 @@ async fn in_interval_mode_a_failed_sync_loses_nothing_while_the_machine_stays_up
     judge(&disk.crash(Persist::Nothing, 1), &told, "interval").await;
     assert!(told.accepted.len() > 40);
 }
+
+#[tokio::test]
+async fn a_read_that_fails_in_the_middle_of_a_lease_loses_nothing() {
+    for fails in 0..40 {
+        let disk = SimDisk::new();
+        let queue = open(Options { segment_bytes: 9000, ..options(&disk) });
+        for n in 0..60 {
+            queue.append(batch("a", n, 1)).await.unwrap();
+        }
+        drop(queue);
+        let queue = open(options(&disk));
+        disk.fail(Some(Op::Read), Fault::Once(fails));
+        let (events, queue) = drain(queue).await;
+        assert_eq!(events.len(), 60, "read {fails} fails");
+        assert_eq!(counts(&queue).lost, 0);
+    }
+}
+
+#[tokio::test]
+async fn in_interval_mode_too_segments_end_at_their_size_and_go_when_released() {
+    let disk = SimDisk::new();
+    let sync = SyncMode::Interval(Duration::ZERO);
+    let queue = open(Options { segment_bytes: 9000, sync, ..options(&disk) });
+    for n in 0..200 {
+        queue.append(batch("a", n, 1)).await.unwrap();
+    }
+    let (events, queue) = drain(queue).await;
+    assert_eq!(events.len(), 200);
+    drop(queue);
+    assert!(disk.history().iter().filter(|(op, _)| *op == Op::SyncDir).count() > 10);
+    assert!(segments(&disk).len() <= 2, "{:?}", segments(&disk));
+}
+
+#[tokio::test]
+async fn a_dead_letter_outlives_a_kill_and_a_start_on_a_full_disk() {
+    let disk = SimDisk::new();
+    let queue = open(options(&disk));
+    queue.append(batch("a", 0, 2)).await.unwrap();
+    let lease = queue.lease(WIDE).await.unwrap();
+    let why = DeadReason { code: "x".to_owned(), text: "y".to_owned() };
+    queue.dead_letter(&lease.events[0], &why).await.unwrap();
+    for mode in MODES {
+        let after = disk.crash(mode, 9);
+        let used: usize = after.files().iter().map(|f| bytes(&after, f).len()).sum();
+        after.set_capacity(Some(used as u64));
+        let queue = FileQueue::open(options(&after)).unwrap();
+        assert!(queue.is_dead(lease.events[0].seq), "{mode:?}");
+        assert!(!queue.is_dead(lease.events[1].seq));
+    }
+}

@@ -235,3 +235,37 @@ async fn a_full_disk_at_start_still_delivers_what_older_segments_hold() {
     let (got, _) = drain(queue).await;
     assert_eq!(got, all);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_in_what_was_released_is_no_loss() {
+    let disk = SimDisk::new();
+    let queue = open(small(&disk));
+    for i in 0..120 {
+        queue.append(batch(if i % 3 == 0 { "b" } else { "a" }, i * 10, 2)).await.unwrap();
+    }
+    // half of it is released; the segments of the other half are still needed
+    let mut left: Vec<Event> = Vec::new();
+    for turn in 0..6 {
+        let part = replicon::queue::LeaseLimit { events: 40, bytes: 1 << 20 };
+        let lease = queue.lease(part).await.unwrap();
+        if turn < 3 {
+            queue.ack(lease, &[]).await;
+        } else {
+            left.extend(lease.events.iter().cloned());
+        }
+    }
+    drop(queue);
+    let oldest = segments(&disk)[0].clone();
+    let whole = bytes(&disk, &oldest);
+    for at in (8192..whole.len()).step_by(37) {
+        let damaged = copy(&disk);
+        let mut bad = whole.clone();
+        bad[at] ^= 4;
+        damaged.corrupt(&oldest, bad);
+        let (got, queue) = drain(open(small(&damaged))).await;
+        let lost = counts(&queue).lost;
+        assert_eq!(got.len() as u64 + lost, 120, "byte {at}: {:?}", queue.stats().damage);
+        let told: u64 = queue.stats().damage.iter().map(|line| numbers(line)[0]).sum();
+        assert_eq!(told, lost, "byte {at}: {:?}", queue.stats().damage);
+    }
+}

@@ -30,6 +30,10 @@ const GROUP_BYTES: usize = 8 << 20;
 /// An idle log is sealed after this long, and a broken one tried again.
 const IDLE: Duration = Duration::from_secs(1);
 
+/// Most bytes that wait for the log thread; one request more is always taken.
+const INBOX_BYTES: usize = 64 << 20;
+/// Longest that a group waits for more requests: a disk that stalled once must not slow a sound one.
+const MAX_GATHER: Duration = Duration::from_millis(5);
 /// From so many requests in a group on it pays to wait for more.
 const MANY: usize = 16;
 
@@ -55,6 +59,8 @@ pub struct Inbox {
 #[derive(Default)]
 struct Work {
     pending: Vec<Pending>,
+    /// Of all payloads in `pending`.
+    bytes: usize,
     seen: Vec<(Seq, Witness)>,
     /// The thread waits for this many; 0 where it does not.
     wanted: usize,
@@ -67,13 +73,18 @@ impl Inbox {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands over a request; `Err` gives it back when the log has stopped.
+    /// Hands over a request; `Err` gives it back, with the reason, when the log has stopped or does
+    /// not keep up: requests whose clients have given up still take memory.
     #[allow(clippy::result_large_err)] // it goes straight back to its owner
-    pub fn push(&self, pending: Pending) -> Result<(), Pending> {
+    pub fn push(&self, pending: Pending) -> Result<(), (Pending, &'static str)> {
         let mut work = self.lock();
         if work.stop {
-            return Err(pending);
+            return Err((pending, "this node is stopping"));
         }
+        if work.bytes > INBOX_BYTES {
+            return Err((pending, "the disk under the log does not keep up"));
+        }
+        work.bytes += pending.body.bytes.len();
         work.pending.push(pending);
         let waiting = work.pending.len();
         let call = waiting == 1 || waiting == work.wanted;
@@ -123,6 +134,7 @@ impl Inbox {
             work = waited.unwrap_or_else(PoisonError::into_inner).0;
             work.wanted = 0;
         }
+        work.bytes = 0;
         std::mem::swap(&mut work.pending, pending);
         (std::mem::take(&mut work.seen), work.stop)
     }
@@ -179,7 +191,9 @@ impl Appender {
     /// clients never wait.
     fn gather(&self) -> (usize, Duration) {
         match self.last_group {
-            n if n >= MANY => (2 * n, self.last_sync),
+            n if n >= MANY && self.shared.sync == SyncMode::Ack => {
+                (2 * n, self.last_sync.min(MAX_GATHER))
+            }
             _ => (0, Duration::ZERO),
         }
     }
@@ -206,6 +220,10 @@ impl Appender {
                 return;
             }
             self.publish();
+            if let Err(e) = self.log.rotate_if_long(self.seqs.peek()) {
+                self.broke("rotation", &e);
+                return;
+            }
         }
         if now.saturating_sub(self.wrote_at) >= IDLE
             && let Err(e) = self.log.seal()

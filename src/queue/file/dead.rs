@@ -18,13 +18,14 @@ use crate::queue::{DeadLetterError, DeadReason};
 
 struct Inner {
     log: Log,
-    seqs: BTreeSet<Seq>,
     bytes: u64,
 }
 
 /// The dead letters of a node.
 pub struct DeadLetters {
     inner: Mutex<Inner>,
+    /// Apart from the log, so that nobody who looks waits for the disk.
+    seqs: Mutex<BTreeSet<Seq>>,
     /// How many seqs have one, so that the common case of none takes no lock.
     count: AtomicUsize,
     max_bytes: u64,
@@ -66,11 +67,23 @@ impl DeadLetters {
         };
         let mut log = Log::new(options, Arc::new(Index::default()), previous, totals, last);
         if !carried.is_empty() {
-            // found behind the last witness: made durable before anything relies on it
-            log.begin(carried.first().map_or(Seq(1), |f| f.first), carried)?;
+            // found behind the last witness: made durable now, or on a full disk by the next letter
+            let next = carried.first().map_or(Seq(1), |f| f.first);
+            if let Err(e) = log.begin(next, carried) {
+                tracing::error!("no new dead-letter segment yet: {e}");
+            }
         }
         let count = AtomicUsize::new(seqs.len());
-        Ok(Self { count, inner: Mutex::new(Inner { log, seqs, bytes }), max_bytes })
+        Ok(Self {
+            count,
+            inner: Mutex::new(Inner { log, bytes }),
+            seqs: Mutex::new(seqs),
+            max_bytes,
+        })
+    }
+
+    fn seqs(&self) -> MutexGuard<'_, BTreeSet<Seq>> {
+        self.seqs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -80,13 +93,13 @@ impl DeadLetters {
     /// Whether a seq has a dead letter.
     #[must_use]
     pub fn contains(&self, seq: Seq) -> bool {
-        self.count.load(Ordering::Acquire) > 0 && self.lock().seqs.contains(&seq)
+        self.count.load(Ordering::Acquire) > 0 && self.seqs().contains(&seq)
     }
 
     /// The largest seq that has one.
     #[must_use]
     pub fn last(&self) -> Seq {
-        self.lock().seqs.last().copied().unwrap_or_default()
+        self.seqs().last().copied().unwrap_or_default()
     }
 
     /// Keeps an event durably, once.
@@ -95,7 +108,7 @@ impl DeadLetters {
     /// [`DeadLetterError`] where there is no room or the disk refuses; nothing is dropped.
     pub fn put(&self, event: &Event, why: &DeadReason) -> Result<(), DeadLetterError> {
         let mut inner = self.lock();
-        if inner.seqs.contains(&event.seq) {
+        if self.seqs().contains(&event.seq) {
             return Ok(());
         }
         let body = Body::dead(event, why);
@@ -108,18 +121,19 @@ impl DeadLetters {
         }
         let say = |e: io::Error| DeadLetterError(e.to_string());
         if !inner.log.is_open() {
-            inner.log.forget_unsynced();
             inner.log.begin(event.seq, Vec::new()).map_err(say)?;
         }
         let counts = Some((event.channel.clone(), Load { events: 1, bytes: size }));
         let result = inner
             .log
             .write(vec![Frame { first: event.seq, body, counts }])
-            .and_then(|()| inner.log.sync());
+            .and_then(|()| inner.log.seal());
         result.map_err(say)?;
-        inner.seqs.insert(event.seq);
+        let mut seqs = self.seqs();
+        seqs.insert(event.seq);
         inner.bytes += size;
-        self.count.store(inner.seqs.len(), Ordering::Release);
+        self.count.store(seqs.len(), Ordering::Release);
+        drop(seqs);
         // the letter is safe; a segment that could not be begun is begun by the next one
         if let Err(e) = inner.log.rotate_if_long(event.seq.next()) {
             tracing::warn!("no new dead-letter segment yet: {e}");

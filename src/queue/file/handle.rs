@@ -15,12 +15,13 @@ use super::appender::{Inbox, Pending, SyncMode};
 use super::dead::DeadLetters;
 use super::log::Index;
 use super::reader::{Reader, Reading};
-use super::record::{Body, cost, load_of};
+use super::record::{Body, MAX_PAYLOAD, cost, load_of};
+use super::recovery::Damage;
 use super::segment::path_of;
 use super::slots::Slots;
 use super::state::StateFile;
 use crate::clock::Clock;
-use crate::event::{Batch, Event, Seq};
+use crate::event::{Batch, Event, Micros, Seq};
 use crate::fsx::{DirLock, Disk, parent};
 use crate::queue::accounts::{Accounts, Load, Outcome};
 use crate::queue::{
@@ -51,6 +52,10 @@ pub struct Shared {
     pub(super) state: Mutex<StateFile>,
     pub(super) ack: Mutex<(Slots<AckRecord>, AckRecord)>,
     pub(super) refusing: Mutex<Option<String>>,
+    /// A copy of the state's, to look at without waiting for the disk.
+    pub(super) damage: Mutex<Vec<Damage>>,
+    /// When the next event to be leased was accepted, as of a moment ago.
+    pub(super) next_at: Mutex<Option<Micros>>,
     pub(super) certain: AtomicBool,
     pub(super) leasing: AtomicBool,
     /// The first seq that this start can deliver: nothing below it comes again.
@@ -96,19 +101,33 @@ impl Shared {
         if reading.segment > 0 {
             tracker.reading(reading.segment);
         }
-        if !reading.lost.is_empty() {
-            tracker.skipped(reading.lost_before, reading.lost.clone(), reading.segment);
-        }
-        let (Some(first), Some(last)) = (reading.events.first(), reading.events.last()) else {
-            return Ok(None);
+        let lease = match (reading.events.first(), reading.events.last()) {
+            (Some(first), Some(last)) => {
+                let (last, at, segment) = (last.seq, first.received_at, reading.first_segment);
+                let id = tracker.leased(last, reading.loads, segment, at);
+                Some((last, Lease { id, events: reading.events }))
+            }
+            _ => None,
         };
-        let id = tracker.leased(last.seq, reading.loads, reading.segment, first.received_at);
-        Ok(Some(Lease { id, events: reading.events }))
+        // released after what is in hand, since it may lie between two events of it
+        let last = lease.as_ref().map_or(reading.lost_before, |(last, _)| *last);
+        if !reading.lost.is_empty() {
+            tracker.skipped(last, reading.lost, reading.segment);
+        }
+        Ok(lease.map(|(_, lease)| lease))
+    }
+
+    fn report(&self, damage: &Damage) -> std::io::Result<bool> {
+        let mut state = self.state();
+        let reported = state.report(damage);
+        lock(&self.damage).clone_from(&state.record.damage);
+        reported
     }
 
     fn note_loss(&self, reading: &Reading) {
         for damage in &reading.damage {
-            match self.state().report(damage) {
+            let reported = self.report(damage);
+            match reported {
                 Ok(true) => tracing::error!(
                     segment = damage.segment,
                     from = damage.from,
@@ -142,6 +161,8 @@ impl Shared {
         }
         let (last, events) = *lock(&self.witness);
         next.witness = (last.0, events);
+        // the other slot may be the one that a start reads: only what neither needs is deleted
+        let unneeded = record.oldest.min(oldest);
         next.oldest = next.oldest.max(oldest);
         if let Err(e) = slots.write(&next) {
             lock(&self.tracker).still_changed();
@@ -150,12 +171,20 @@ impl Shared {
         *record = next;
         drop(ack);
         // only now does nothing need them
-        let mut deleted = false;
-        for begun in self.index.drop_before(oldest) {
-            self.disk.remove(&path_of(&self.base, begun))?;
-            deleted = true;
+        let mut result = Ok(());
+        let gone = self.index.drop_before(unneeded);
+        for begun in &gone {
+            result = result.and(self.disk.remove(&path_of(&self.base, *begun)));
         }
-        if deleted { self.disk.sync_dir(parent(&self.base)) } else { Ok(()) }
+        if gone.is_empty() { result } else { result.and(self.disk.sync_dir(parent(&self.base))) }
+    }
+
+    /// Looks ahead for [`QueueStats::oldest_micros`], where nobody waits for the disk.
+    fn look_ahead(&self) {
+        if let Ok(mut reader) = self.reader.try_lock() {
+            let next = reader.peek().ok().flatten();
+            *lock(&self.next_at) = next.map(|(_, at)| at);
+        }
     }
 
     pub(super) fn keep_until_stopped(&self) {
@@ -167,6 +196,7 @@ impl Shared {
                 let wait = bell.wait_timeout_while(guard, KEEP_EVERY, |stop| !*stop);
                 *wait.unwrap_or_else(PoisonError::into_inner).0
             };
+            self.look_ahead();
             match self.keep() {
                 Ok(()) => failing = false,
                 Err(e) if !failing => {
@@ -178,6 +208,8 @@ impl Shared {
                 Err(_) => {}
             }
             if stopping {
+                // once more, so that both slots know it
+                let _ = self.keep();
                 return;
             }
         }
@@ -190,7 +222,7 @@ pub struct FileQueue {
     pub(super) threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     pub(super) node_id: String,
     pub(super) fresh: bool,
-    pub(super) lock: Option<DirLock>,
+    pub(super) lock: Vec<DirLock>,
 }
 
 impl FileQueue {
@@ -218,6 +250,9 @@ impl FileQueue {
     /// # Errors
     /// Where that could not be made durable; then nothing has changed.
     pub fn identity_certain(&self) -> std::io::Result<()> {
+        if self.shared.certain.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         self.shared.state().update(|state| state.certain = true)?;
         self.shared.certain.store(true, Ordering::SeqCst);
         Ok(())
@@ -251,7 +286,7 @@ impl FileQueue {
     /// Whether this process holds the directory's lock (a simulated disk has none).
     #[must_use]
     pub fn is_locked(&self) -> bool {
-        self.lock.is_some()
+        !self.lock.is_empty()
     }
 }
 
@@ -272,10 +307,14 @@ impl Queue for FileQueue {
         self.shared.accounts.reserve(&batch.channel, load)?;
         let (answer, answered) = oneshot::channel();
         let body = Body::events(&batch);
+        if body.bytes.len() > MAX_PAYLOAD as usize {
+            self.shared.accounts.release_reserved(&batch.channel, load);
+            return Err(AppendError::TooLarge { ceiling: "512 MiB a request" });
+        }
         let pending = Pending { body, channel: batch.channel, load, answer };
-        if let Err(back) = self.shared.inbox.push(pending) {
+        if let Err((back, reason)) = self.shared.inbox.push(pending) {
             self.shared.accounts.release_reserved(&back.channel, back.load);
-            return Err(AppendError::Unavailable { reason: "this node is stopping".to_owned() });
+            return Err(AppendError::Unavailable { reason: reason.to_owned() });
         }
         answered.await.unwrap_or_else(|_| {
             Err(AppendError::Doubt { reason: "the log thread ended".to_owned() })
@@ -341,10 +380,7 @@ impl Queue for FileQueue {
     fn stats(&self) -> QueueStats {
         let (channels, queued, drain_per_second) = self.shared.accounts.snapshot();
         let leased = lock(&self.shared.tracker).oldest();
-        let oldest = leased.or_else(|| match self.shared.reader.try_lock() {
-            Ok(mut reader) => reader.peek().map(|(_, at)| at),
-            Err(_) => None,
-        });
+        let oldest = leased.or_else(|| *lock(&self.shared.next_at));
         let refusing = if self.shared.certain.load(Ordering::SeqCst) {
             self.shared.refusing()
         } else {
@@ -356,7 +392,7 @@ impl Queue for FileQueue {
             oldest_micros: oldest.map(|at| at.0),
             drain_per_second,
             refusing,
-            damage: self.shared.state().record.damage.iter().map(ToString::to_string).collect(),
+            damage: lock(&self.shared.damage).iter().map(ToString::to_string).collect(),
         }
     }
 }

@@ -9,7 +9,7 @@
 //! | `P.<20 digits>` | a segment of the log; the digits are the first seq free when it was begun, so that names sort in order |
 //! | `P.dead.<20 digits>` | a segment of the dead-letter log: same format, frames of kind 3 and 4 |
 //! | `P….new` | a segment being made; never read, removed by the next start |
-//! | `P.lock` | held with `flock` by the node |
+//! | `P.lock`, `node.state.lock` | held with `flock` by the node |
 //! | `queue_file_ack_path` | two alternating slots: how far the log is released |
 //! | `node.state` | two alternating slots: who owns the directory, which seqs may be in use |
 //!
@@ -43,7 +43,7 @@
 //! ```text
 //!  0 magic F5 52 43 4C (F5 never occurs in UTF-8)
 //!  4 kind u8 (1 events, 2 seal, 3 dead letter, 4 mark) | 0 0 0
-//!  8 payload length u32 (at most 256 MiB)
+//!  8 payload length u32 (at most 512 MiB)
 //! 12 count u32        events in it
 //! 16 first seq u64    their seqs are consecutive
 //! 24 running u64      events in the log before it
@@ -71,6 +71,7 @@
 pub mod ack;
 pub mod appender;
 pub mod dead;
+mod end;
 pub mod handle;
 pub mod log;
 pub mod open;

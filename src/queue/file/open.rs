@@ -10,17 +10,18 @@ use std::sync::{Arc, Mutex};
 use super::ack::{AckRecord, Tracker, WRITER};
 use super::appender::{Appender, Inbox, SyncMode};
 use super::dead::DeadLetters;
+use super::end::{LogEnd, Segments, compare_with_witness, counts_with, index_segments, log_end};
 use super::handle::{FileQueue, Shared};
-use super::log::{Frame, Index, Log, LogOptions, SegmentEnd};
+use super::log::{Frame, Index, Log, LogOptions};
 use super::reader::Reader;
-use super::recovery::{self, Damage, Found};
-use super::segment::{ChannelLoads, Header, HeaderError, LogKind, begun_of, path_of};
+use super::recovery::{self, Damage};
+use super::segment::{ChannelLoads, Header, HeaderError, LogKind, begun_of, missing_from, path_of};
 use super::slots::{self, Slots};
 use super::state::{FoundState, NodeState, StateFile, new_node_id};
 use crate::clock::Clock;
 use crate::event::{Origin, Seq};
 use crate::fsx::{DirLock, Disk, LockError, durable_dir, parent};
-use crate::queue::accounts::{Accounts, Ceilings, Load};
+use crate::queue::accounts::{Accounts, Ceilings};
 use crate::seq::Seqs;
 use crate::task::Spine;
 
@@ -105,15 +106,6 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     move |source| OpenError::Io { path: path.to_owned(), source }
 }
 
-struct Segments {
-    /// Readable ones in order, with their headers.
-    headers: Vec<Header>,
-    /// What the last readable one holds.
-    last: Option<Found>,
-    /// The highest name, readable or not.
-    highest: u64,
-}
-
 impl FileQueue {
     /// Opens the queue, recovering what an earlier run left, and starts its threads.
     ///
@@ -124,8 +116,14 @@ impl FileQueue {
         durable_dir(&*options.disk, &dir).map_err(at(&dir))?;
         let ack_dir = parent(&options.ack_path);
         durable_dir(&*options.disk, ack_dir).map_err(at(ack_dir))?;
-        let lock = options.lock.then(|| DirLock::take(&suffixed(&options.path, ".lock")));
-        let lock = lock.transpose()?;
+        // a first start that was killed may have left the directory's own name unsynced
+        let _ = options.disk.sync_dir(parent(&dir));
+        let mut lock = Vec::new();
+        if options.lock {
+            lock.push(DirLock::take(&suffixed(&options.path, ".lock"))?);
+            // another queue_file_path in this directory would share the state
+            lock.push(DirLock::take(&suffixed(&StateFile::path(&options.path), ".lock"))?);
+        }
         if options.disk.exists(&options.path) {
             return Err(OpenError::Foreign { path: options.path, key: "queue_file_path" });
         }
@@ -149,30 +147,38 @@ struct Recovered {
     state: (Option<StateFile>, bool),
     segments: Segments,
     dead: DeadLetters,
-    lock: Option<DirLock>,
+    lock: Vec<DirLock>,
 }
 
 impl Recovered {
-    fn start(self, options: Options) -> Result<FileQueue, OpenError> {
+    /// One above every seq that our own records show or reserve.
+    fn used(&self, end: &LogEnd, ack: Option<&AckRecord>) -> u64 {
+        let released = ack.and_then(|a| a.consumers.get(WRITER)).map_or(0, |p| p.released + 1);
+        let used = [
+            end.last.0 + 1,
+            end.reached.0 + 1,
+            self.dead.last().0 + 1,
+            released,
+            ack.map_or(0, |a| a.witness.0 + 1),
+            self.segments.highest + 1,
+            self.state.0.as_ref().map_or(0, |s| s.record.ceiling),
+        ];
+        used.into_iter().max().unwrap_or(1)
+    }
+
+    fn start(mut self, options: Options) -> Result<FileQueue, OpenError> {
         let index = Arc::new(Index::default());
-        let (slots, ack) = self.ack;
+        let (slots, ack) = std::mem::take(&mut self.ack);
         let position = ack.as_ref().and_then(|a| a.consumers.get(WRITER));
         let released = position.map(|p| (Seq(p.released), p.loads()));
         let mut end = log_end(&self.segments, released.as_ref());
         index_segments(&index, &self.segments, &end);
         let mut damage = std::mem::take(&mut end.damage);
         damage.extend(compare_with_witness(&mut end, ack.as_ref()));
+        // what was released is stored, readable today or not
+        damage.retain(|d| released.as_ref().is_none_or(|(seq, _)| d.to > seq.0));
 
-        let used = [
-            end.last.0 + 1,
-            end.reached.0 + 1,
-            self.dead.last().0 + 1,
-            released.as_ref().map_or(0, |(seq, _)| seq.0 + 1),
-            ack.as_ref().map_or(0, |a| a.witness.0 + 1),
-            self.segments.highest + 1,
-            self.state.0.as_ref().map_or(0, |s| s.record.ceiling),
-        ];
-        let used = used.into_iter().max().unwrap_or(1);
+        let used = self.used(&end, ack.as_ref());
         let (certain, (mut state, mut seqs)) =
             (self.state.1, state_for(self.state.0, &options, used)?);
         report(&damage, &mut state, &options)?;
@@ -188,12 +194,13 @@ impl Recovered {
             end.totals,
             end.last,
         );
+        let first_carried = end.carried.first().map(|frame| frame.first);
         let begun = begin(&mut log, &mut seqs, &mut state, end.carried);
         let tracker = Tracker::new(released.as_ref().map_or(Seq(0), |(seq, _)| *seq), start_counts);
         let mut reader =
             Reader::new(options.disk.clone(), options.path.clone(), index.clone(), released);
         let ack = ack_slots(slots, ack, &options)?;
-        let deliverable = reader.peek().map_or(seqs.peek(), |(seq, _)| seq);
+        let deliverable = deliverable(&mut reader, first_carried.unwrap_or(seqs.peek()));
         let shared = Shared {
             disk: options.disk.clone(),
             base: options.path.clone(),
@@ -208,9 +215,11 @@ impl Recovered {
             reader: Mutex::new(reader),
             dead: self.dead,
             witness: Mutex::new(log.witness()),
-            state: Mutex::new(state),
             ack: Mutex::new(ack),
             refusing: Mutex::default(),
+            damage: Mutex::new(state.record.damage.clone()),
+            state: Mutex::new(state),
+            next_at: Mutex::default(),
             certain: AtomicBool::new(certain),
             leasing: AtomicBool::new(true),
             deliverable,
@@ -221,6 +230,16 @@ impl Recovered {
             shared.refuse(Some(format!("no new log segment: {e}")));
         }
         run(shared, log, seqs, &options, certain, self.lock)
+    }
+}
+
+/// The first seq that this start can deliver; `or` where the index shows nothing (on a full disk the
+/// carried frames are shown later).
+fn deliverable(reader: &mut Reader, or: Seq) -> Seq {
+    match reader.peek() {
+        Ok(next) => next.map_or(or, |(seq, _)| seq),
+        // nobody knows: everything that was not released
+        Err(_) => Seq(0),
     }
 }
 
@@ -243,9 +262,8 @@ fn report(damage: &[Damage], state: &mut StateFile, options: &Options) -> Result
 /// Accounts that begin with what is in the log and not released.
 fn accounts_with(options: &Options, all: &ChannelLoads, released: &ChannelLoads) -> Accounts {
     let accounts = Accounts::new(options.ceilings, options.clock.clone());
-    for (channel, load) in all {
-        let gone = released.get(channel).copied().unwrap_or_default();
-        accounts.recovered(channel.as_ref(), load.minus(gone));
+    for (channel, load) in missing_from(released, all) {
+        accounts.recovered(channel.as_ref(), load);
     }
     accounts
 }
@@ -257,7 +275,7 @@ fn run(
     seqs: Seqs,
     options: &Options,
     certain: bool,
-    lock: Option<DirLock>,
+    lock: Vec<DirLock>,
 ) -> Result<FileQueue, OpenError> {
     let node_id = shared.state().record.node_id.clone();
     let shared = Arc::new(shared);
@@ -484,76 +502,6 @@ fn any_readable(options: &Options, begun: &[u64]) -> bool {
         let file = options.disk.open(&path_of(&options.path, *name));
         file.is_ok_and(|file| Header::read(&*file).is_ok())
     })
-}
-
-/// Where the log ends, as far as its segments tell.
-struct LogEnd {
-    previous: Option<(u64, u64)>,
-    totals: ChannelLoads,
-    last: Seq,
-    reached: Seq,
-    carried: Vec<Frame>,
-    damage: Vec<Damage>,
-}
-
-fn log_end(segments: &Segments, released: Option<&(Seq, ChannelLoads)>) -> LogEnd {
-    match (&segments.last, segments.headers.last()) {
-        (Some(found), Some(header)) => LogEnd {
-            previous: Some((header.begun, found.synced_end)),
-            totals: found.totals.clone(),
-            last: found.last,
-            reached: found.reached().0,
-            carried: found.carried.clone(),
-            damage: found.damage.clone(),
-        },
-        // no segment is left: what was released is all that is known
-        _ => {
-            let (last, totals) = released.cloned().unwrap_or_default();
-            let (carried, damage) = (Vec::new(), Vec::new());
-            LogEnd { previous: None, totals, last, reached: last, carried, damage }
-        }
-    }
-}
-
-fn index_segments(index: &Index, segments: &Segments, end: &LogEnd) {
-    for (i, header) in segments.headers.iter().enumerate() {
-        let begun = header.begun;
-        let named = segments.headers[i + 1..].iter().find_map(|next| next.previous);
-        let end = match (named, end.previous) {
-            (Some((of, end)), _) if of == begun => end,
-            (_, Some((of, end))) if of == begun => end,
-            // its successor is gone, and the end with it: read to the end of the file
-            _ => u64::MAX,
-        };
-        index.push(SegmentEnd { begun, end, closed: true });
-    }
-}
-
-/// A log that ends before the last seq that the ack record knows to have been synced lost its tail.
-fn compare_with_witness(end: &mut LogEnd, ack: Option<&AckRecord>) -> Option<Damage> {
-    let (seq, events) = ack?.witness;
-    let carried: u64 = end.carried.iter().map(|f| u64::from(f.body.count)).sum();
-    let have = end.totals.values().map(|l| l.events).sum::<u64>() + carried;
-    if seq <= end.reached.0 || events <= have {
-        return None;
-    }
-    let missing = events - have;
-    let hidden = end.totals.entry(None).or_default();
-    *hidden = hidden.plus(Load { events: missing, bytes: 0 });
-    let segment = end.previous.map_or(0, |(begun, _)| begun);
-    let damage = Damage { segment, from: end.reached.0 + 1, to: seq, events: missing };
-    end.last = end.last.max(Seq(seq));
-    Some(damage)
-}
-
-/// Everything the log ever held, carried frames included.
-fn counts_with(end: &LogEnd) -> ChannelLoads {
-    let mut counts = end.totals.clone();
-    for (channel, load) in end.carried.iter().filter_map(|f| f.counts.as_ref()) {
-        let total = counts.entry(Some(channel.clone())).or_default();
-        *total = total.plus(*load);
-    }
-    counts
 }
 
 /// The new segment of this start. On a full disk it is tried again by the log thread, while older

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use super::log::Index;
 use super::record::{EventsFrame, Head, Kind, Names, cost};
 use super::recovery::Damage;
-use super::segment::{ChannelLoads, Frames, Header, HeaderError, Step, path_of};
+use super::segment::{ChannelLoads, Frames, Header, HeaderError, Step, missing_from, path_of};
 use crate::event::{Event, Micros, Seq};
-use crate::fsx::Disk;
+use crate::fsx::{Disk, DiskFile};
 use crate::queue::LeaseLimit;
 use crate::queue::accounts::Load;
 
@@ -29,11 +29,13 @@ struct Current {
 /// What one reading brought.
 #[derive(Default)]
 pub struct Reading {
-    /// In rising order, all of one segment.
+    /// In rising order.
     pub events: Vec<Event>,
     /// What they count, per channel.
     pub loads: ChannelLoads,
-    /// The segment they stand in.
+    /// The segment of the first of them.
+    pub first_segment: u64,
+    /// The segment that is read now.
     pub segment: u64,
     /// Lost events found on the way, before `events`: per channel.
     pub lost: ChannelLoads,
@@ -92,60 +94,78 @@ impl Reader {
     }
 
     /// Seq of the next event and when it was accepted, if it stands ready.
-    pub fn peek(&mut self) -> Option<(Seq, Micros)> {
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn peek(&mut self) -> io::Result<Option<(Seq, Micros)>> {
         if self.open.is_none() {
             // a frame is opened, not consumed: the next reading begins with it
             let mut reading = std::mem::take(&mut self.kept);
             let result = self.advance(&mut reading);
             self.kept = reading;
-            result.ok()?;
+            result?;
         }
-        let frame = self.open.as_ref()?;
-        Some((frame.next_seq().max(self.skip_to.next()), frame.received_at))
+        let next = |frame: &EventsFrame| frame.next_seq().max(self.skip_to.next());
+        Ok(self.open.as_ref().map(|frame| (next(frame), frame.received_at)))
     }
 
     /// Reads up to `limit`; an empty reading means that there is nothing more for now.
     ///
     /// # Errors
-    /// What the disk says; asked again, the reader goes on where it was.
+    /// What the disk says, with nothing taken; asked again, the reader goes on where it was.
     pub fn read(&mut self, limit: LeaseLimit) -> io::Result<Reading> {
         let mut reading = std::mem::take(&mut self.kept);
         let mut bytes = 0;
         loop {
-            if self.open.is_none() && !self.advance(&mut reading)? {
+            if self.open.is_none() {
+                match self.advance(&mut reading) {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(reading),
+                    // what is in hand was taken out of the log's order: it must go on its way
+                    Err(_) if !reading.events.is_empty() => return Ok(reading),
+                    Err(e) => {
+                        self.kept = reading;
+                        return Err(e);
+                    }
+                }
+            }
+            if self.take_events(limit, &mut bytes, &mut reading) {
                 return Ok(reading);
             }
-            let Some(frame) = &mut self.open else {
-                continue;
-            };
-            let load = reading.loads.entry(Some(frame.channel.clone())).or_default();
-            while let Some(len) = frame.next_len() {
-                let full = reading.events.len() >= limit.events || bytes + len > limit.bytes;
-                if full && !reading.events.is_empty() {
-                    return Ok(reading);
-                }
-                let Some(event) = frame.next() else { break };
-                if event.seq <= self.skip_to {
-                    continue;
-                }
-                bytes += len;
-                *load = load.plus(Load { events: 1, bytes: cost(len) });
-                reading.events.push(event);
-            }
-            self.open = None;
         }
     }
 
-    /// Opens the next frame; `false` where there is none, or none in this segment while events of it
-    /// are in hand.
+    /// Takes events out of the open frame; whether the limit was reached.
+    fn take_events(&mut self, limit: LeaseLimit, bytes: &mut usize, reading: &mut Reading) -> bool {
+        let Some(frame) = &mut self.open else { return false };
+        let load = reading.loads.entry(Some(frame.channel.clone())).or_default();
+        while let Some(len) = frame.next_len() {
+            let full = reading.events.len() >= limit.events || *bytes + len > limit.bytes;
+            if full && !reading.events.is_empty() {
+                return true;
+            }
+            let Some(event) = frame.next() else { break };
+            if event.seq <= self.skip_to {
+                continue;
+            }
+            if reading.events.is_empty() {
+                reading.first_segment = reading.segment;
+            }
+            *bytes += len;
+            *load = load.plus(Load { events: 1, bytes: cost(len) });
+            reading.events.push(event);
+        }
+        self.open = None;
+        false
+    }
+
+    /// Opens the next frame; `false` where there is none.
     fn advance(&mut self, reading: &mut Reading) -> io::Result<bool> {
         loop {
             if self.current.is_none() && !self.enter(reading)? {
                 return Ok(false);
             }
-            let Some(current) = &mut self.current else {
-                return Ok(false);
-            };
+            let Some(current) = &mut self.current else { continue };
             let Some(place) = self.index.get(current.begun) else {
                 self.current = None;
                 continue;
@@ -160,7 +180,7 @@ impl Reader {
                 Step::Hole(..) => {
                     current.hole.get_or_insert(self.last);
                 }
-                Step::End if place.closed && reading.events.is_empty() => {
+                Step::End if place.closed => {
                     if !self.enter(reading)? {
                         return Ok(false);
                     }
@@ -170,12 +190,14 @@ impl Reader {
         }
     }
 
-    /// Takes a whole frame in; whether it holds events that are to be delivered.
+    /// Takes a whole frame in; whether it holds events that are to be delivered. What is at or below
+    /// the released seq was accounted for when it was released, readable today or not.
     fn opened(&mut self, head: &Head, payload: bytes::Bytes, reading: &mut Reading) -> bool {
-        let Some(current) = &mut self.current else {
-            return false;
-        };
-        if let Some(before) = current.hole.take() {
+        let Some(current) = &mut self.current else { return false };
+        let released = head.last() <= self.skip_to;
+        if let Some(before) = current.hole.take()
+            && !released
+        {
             let events = head.running.saturating_sub(current.running);
             let to = head.first.0.saturating_sub(u64::from(head.count > 0));
             push_damage(reading, current.begun, before, to, events);
@@ -185,15 +207,13 @@ impl Reader {
             return false;
         }
         self.last = self.last.max(head.last());
-        let Some(frame) = EventsFrame::open(head, payload, &mut self.names) else {
+        if released {
             return false;
-        };
+        }
+        let Some(frame) = EventsFrame::open(head, payload, &mut self.names) else { return false };
         if let Some(seen) = &mut self.seen {
             let total = seen.entry(Some(frame.channel.clone())).or_default();
-            *total = total.plus(frame.load());
-        }
-        if head.last() <= self.skip_to {
-            return false;
+            *total = total.plus(frame.load_above(self.skip_to));
         }
         self.open = Some(frame);
         true
@@ -205,9 +225,14 @@ impl Reader {
         let Some(next) = self.index.after(after) else {
             return Ok(false);
         };
-        let file: Arc<dyn crate::fsx::DiskFile> =
-            self.disk.open(&path_of(&self.base, next.begun))?.into();
-        let (header, start) = match Header::read(&*file) {
+        let opened = match self.disk.open(&path_of(&self.base, next.begun)) {
+            // taken away under a running node: what it held shows as missing, too
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(HeaderError::Damaged),
+            Err(e) => return Err(e),
+            Ok(file) => Ok(Arc::<dyn DiskFile>::from(file)),
+        };
+        let found = opened.and_then(|file| Header::read(&*file).map(|found| (file, found)));
+        let (file, (header, start)) = match found {
             Ok(found) => found,
             Err(HeaderError::Io(e)) => return Err(e),
             Err(e) => {
@@ -239,19 +264,23 @@ impl Reader {
     /// Compares what the header says was before it with what was seen. Where more was released than
     /// that, the segments before it were deleted in good order, and nothing is missing.
     fn account(&mut self, header: &Header, reading: &mut Reading) {
-        let known =
-            self.seen.replace(header.before.clone()).unwrap_or_else(|| header.before.clone());
-        let mut missing = 0;
-        for (channel, load) in &header.before {
-            let gone = load.minus(known.get(channel).copied().unwrap_or_default());
-            if gone.events > 0 {
-                missing += gone.events;
-                let lost = reading.lost.entry(channel.clone()).or_default();
-                *lost = lost.plus(gone);
-            }
+        let known = self.seen.take().unwrap_or_else(|| header.before.clone());
+        let gone = missing_from(&known, &header.before);
+        let mut seen = header.before.clone();
+        for (channel, load) in known {
+            // before the first delivered event the ack record knows more than an older header
+            let told = seen.entry(channel).or_default();
+            *told =
+                Load { events: told.events.max(load.events), bytes: told.bytes.max(load.bytes) };
         }
+        self.seen = Some(seen);
+        let missing: u64 = gone.values().map(|load| load.events).sum();
         if missing == 0 {
             return;
+        }
+        for (channel, load) in gone {
+            let lost = reading.lost.entry(channel).or_default();
+            *lost = lost.plus(load);
         }
         // released no further than was seen: what comes next may have lower seqs than the lost ones
         reading.lost_before = self.last;

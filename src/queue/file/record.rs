@@ -11,7 +11,7 @@ use crate::queue::accounts::Load;
 /// Bytes of a frame before its payload.
 pub const FRAME_HEADER: usize = 48;
 /// The longest payload that a header is believed to announce.
-pub const MAX_PAYLOAD: u32 = 256 << 20;
+pub const MAX_PAYLOAD: u32 = 512 << 20;
 /// First bytes of every frame; 0xF5 never occurs in UTF-8, hence in no JSON.
 pub const FRAME_MAGIC: [u8; 4] = *b"\xF5RCL";
 
@@ -322,6 +322,18 @@ impl EventsFrame {
         Load { events: self.count as u64, bytes: bytes as u64 + EVENT_OVERHEAD * self.count as u64 }
     }
 
+    /// What its events above `seq` count.
+    #[must_use]
+    pub fn load_above(&self, seq: Seq) -> Load {
+        let skip = usize::try_from((seq.0 + 1).saturating_sub(self.first.0)).unwrap_or(usize::MAX);
+        let lengths = (skip.min(self.count)..self.count).map(|i| self.length(i));
+        lengths.fold(Load::default(), |sum, len| sum.plus(Load { events: 1, bytes: cost(len) }))
+    }
+
+    fn length(&self, nth: usize) -> usize {
+        u32_at(&self.payload, self.lengths_at + 4 * nth) as usize
+    }
+
     /// Seq of the next event, if there is one.
     #[must_use]
     pub fn next_seq(&self) -> Seq {
@@ -331,8 +343,7 @@ impl EventsFrame {
     /// Payload bytes of the next event, without taking it.
     #[must_use]
     pub fn next_len(&self) -> Option<usize> {
-        (self.next < self.count)
-            .then(|| u32_at(&self.payload, self.lengths_at + 4 * self.next) as usize)
+        (self.next < self.count).then(|| self.length(self.next))
     }
 }
 

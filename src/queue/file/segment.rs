@@ -36,6 +36,31 @@ pub enum LogKind {
 /// Counts per channel; `None` holds what damage hid.
 pub type ChannelLoads = std::collections::BTreeMap<Option<ChannelName>, Load>;
 
+/// What `before` counts and `known` does not, per channel. What damage hid stands under `None` on one
+/// side and perhaps under its channel on the other, so that `None` never makes up more than the sums
+/// differ by.
+#[must_use]
+pub fn missing_from(known: &ChannelLoads, before: &ChannelLoads) -> ChannelLoads {
+    let sum = |loads: &ChannelLoads| loads.values().fold(Load::default(), |all, l| all.plus(*l));
+    let mut left = sum(before).minus(sum(known));
+    let mut missing = ChannelLoads::new();
+    // named channels come last in the order of keys, and first here
+    for (channel, load) in before.iter().rev() {
+        let gone = load.minus(known.get(channel).copied().unwrap_or_default());
+        let gone = match channel {
+            Some(_) => gone,
+            None => {
+                Load { events: gone.events.min(left.events), bytes: gone.bytes.min(left.bytes) }
+            }
+        };
+        left = left.minus(gone);
+        if gone.events > 0 {
+            missing.insert(channel.clone(), gone);
+        }
+    }
+    missing
+}
+
 /// A segment's header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {

@@ -5,7 +5,7 @@
 
 use std::io;
 
-use crate::event::{Origin, Seq};
+use crate::event::{MAX_SEQ, Origin, Seq};
 use crate::fsx::{DiskFile, read_full};
 
 const CHUNK: u64 = 256 << 10;
@@ -19,6 +19,9 @@ pub struct Tail {
     pub end: u64,
     /// How many bytes behind `end` are to be cut.
     pub cut: Option<u64>,
+    /// Where the lines begin that nobody has confirmed: what stands from here on may be in the page
+    /// cache alone.
+    pub unconfirmed: u64,
     /// The last line is not ours and lacks its line feed.
     pub needs_feed: bool,
 }
@@ -40,14 +43,15 @@ enum Line {
 pub fn read_back(file: &dyn DiskFile, origin: &Origin, first_unacked: Seq) -> io::Result<Tail> {
     let len = file.len()?;
     let prefix = prefix(origin);
-    let feed = last_feed(file, len)?;
+    let mut file = Backwards::new(file);
+    let feed = file.last_feed(len)?;
     let mut lines: Vec<(u64, Line)> = Vec::new();
     let mut at = feed;
     // from the last whole line back to the first that needs no more looking at
     let mut floor = None;
     while at > 0 {
-        let start = last_feed(file, at - 1)?;
-        let line = classify(&read(file, start, at - 1)?, &prefix);
+        let start = file.last_feed(at - 1)?;
+        let line = classify(&file.read(start, at - 1)?, &prefix);
         if line == Line::Foreign || matches!(line, Line::Ours(seq) if seq < first_unacked) {
             floor = Some(line);
             break;
@@ -55,7 +59,8 @@ pub fn read_back(file: &dyn DiskFile, origin: &Origin, first_unacked: Seq) -> io
         lines.push((start, line));
         at = start;
     }
-    let torn = read(file, feed, len)?;
+    let unconfirmed = at;
+    let torn = file.read(feed, len)?;
     let mut ours_before = matches!(floor, Some(Line::Ours(_)));
     let mut last = match floor {
         Some(Line::Ours(seq)) => Some(seq),
@@ -72,11 +77,18 @@ pub fn read_back(file: &dyn DiskFile, origin: &Origin, first_unacked: Seq) -> io
             // garbage that nothing of ours precedes, and that does not look like ours, stays
             Line::Broken { ours: false } if !ours_before => gap = true,
             _ => {
-                return Ok(Tail { last, end: start, cut: Some(len - start), needs_feed: false });
+                return Ok(Tail {
+                    last,
+                    end: start,
+                    cut: Some(len - start),
+                    unconfirmed,
+                    needs_feed: false,
+                });
             }
         }
     }
-    Ok(settle_torn(&torn, &prefix, feed, len, last, ours_before))
+    let tail = settle_torn(&torn, &prefix, feed, len, last, ours_before);
+    Ok(Tail { unconfirmed, ..tail })
 }
 
 /// What to do with the bytes after the last line feed.
@@ -89,22 +101,29 @@ fn settle_torn(
     ours_before: bool,
 ) -> Tail {
     if torn.is_empty() {
-        return Tail { last, end: len, cut: None, needs_feed: false };
+        return Tail { last, end: len, cut: None, unconfirmed: len, needs_feed: false };
     }
     let n = torn.len().min(prefix.len());
     if ours_before || torn[..n] == prefix[..n] {
-        return Tail { last, end: feed, cut: Some(len - feed), needs_feed: false };
+        return Tail {
+            last,
+            end: feed,
+            cut: Some(len - feed),
+            unconfirmed: feed,
+            needs_feed: false,
+        };
     }
-    Tail { last, end: len, cut: None, needs_feed: true }
+    Tail { last, end: len, cut: None, unconfirmed: len, needs_feed: true }
 }
 
 /// Whether a line of ours with this seq stands before `end`. Seqs rise, so the search ends early.
 pub fn stands(file: &dyn DiskFile, end: u64, origin: &Origin, seq: Seq) -> io::Result<bool> {
     let prefix = prefix(origin);
+    let mut file = Backwards::new(file);
     let mut at = end;
     while at > 0 {
-        let start = last_feed(file, at - 1)?;
-        match classify(&read(file, start, at - 1)?, &prefix) {
+        let start = file.last_feed(at - 1)?;
+        match classify(&file.read(start, at - 1)?, &prefix) {
             Line::Ours(found) if found == seq => return Ok(true),
             Line::Ours(found) if found < seq => return Ok(false),
             Line::Foreign => return Ok(false),
@@ -129,26 +148,52 @@ fn classify(line: &[u8], prefix: &[u8]) -> Line {
     let digits = &line[prefix.len()..];
     let n = digits.iter().take_while(|b| b.is_ascii_digit()).count();
     let seq = std::str::from_utf8(&digits[..n]).ok().and_then(|text| text.parse().ok());
-    seq.map_or(Line::Foreign, |seq| Line::Ours(Seq(seq)))
+    // no seq of ours is beyond the bound: such a line is somebody's joke
+    seq.filter(|seq| *seq <= MAX_SEQ).map_or(Line::Foreign, |seq| Line::Ours(Seq(seq)))
 }
 
-fn read(file: &dyn DiskFile, from: u64, to: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; usize::try_from(to.saturating_sub(from)).unwrap_or(0)];
-    let n = read_full(file, &mut bytes, from)?;
-    bytes.truncate(n);
-    Ok(bytes)
+/// A file read from its end towards its beginning, a window at a time.
+struct Backwards<'a> {
+    file: &'a dyn DiskFile,
+    window: Vec<u8>,
+    window_at: u64,
 }
 
-/// The offset behind the last line feed before `end`; 0 where there is none.
-fn last_feed(file: &dyn DiskFile, end: u64) -> io::Result<u64> {
-    let mut end = end;
-    while end > 0 {
-        let from = end.saturating_sub(CHUNK);
-        let bytes = read(file, from, end)?;
-        if let Some(i) = bytes.iter().rposition(|b| *b == b'\n') {
-            return Ok(from + i as u64 + 1);
-        }
-        end = from;
+impl<'a> Backwards<'a> {
+    fn new(file: &'a dyn DiskFile) -> Self {
+        Self { file, window: Vec::new(), window_at: 0 }
     }
-    Ok(0)
+
+    fn read(&self, from: u64, to: u64) -> io::Result<Vec<u8>> {
+        let inside = from.checked_sub(self.window_at).and_then(|at| usize::try_from(at).ok());
+        let len = usize::try_from(to.saturating_sub(from)).unwrap_or(0);
+        if let Some(bytes) = inside.and_then(|at| self.window.get(at..at.checked_add(len)?)) {
+            return Ok(bytes.to_vec());
+        }
+        let mut bytes = vec![0; len];
+        let n = read_full(self.file, &mut bytes, from)?;
+        bytes.truncate(n);
+        Ok(bytes)
+    }
+
+    /// The offset behind the last line feed before `end`; 0 where there is none.
+    fn last_feed(&mut self, end: u64) -> io::Result<u64> {
+        let mut end = end;
+        while end > 0 {
+            let window_end = self.window_at + self.window.len() as u64;
+            if end <= self.window_at || end > window_end {
+                let from = end.saturating_sub(CHUNK);
+                self.window = vec![0; usize::try_from(end - from).unwrap_or(0)];
+                let n = read_full(self.file, &mut self.window, from)?;
+                self.window.truncate(n);
+                self.window_at = from;
+            }
+            let upto = usize::try_from(end - self.window_at).unwrap_or(0).min(self.window.len());
+            if let Some(i) = self.window[..upto].iter().rposition(|b| *b == b'\n') {
+                return Ok(self.window_at + i as u64 + 1);
+            }
+            end = self.window_at;
+        }
+        Ok(0)
+    }
 }

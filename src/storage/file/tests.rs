@@ -156,3 +156,36 @@ async fn a_full_disk_is_an_outage_and_ends_with_it() {
     storage.append(&[event(1, "{}")]).await.unwrap();
     assert_eq!(lines(&disk.crash(Persist::Nothing, 1)).len(), 1);
 }
+
+#[tokio::test]
+async fn a_file_rotated_removed_or_cut_under_a_running_node_loses_nothing_unconfirmed() {
+    for what in ["rotated", "removed", "cut"] {
+        let disk = SimDisk::new();
+        let storage = storage(&disk);
+        storage.connect(Seq(1)).await.unwrap();
+        storage.append(&[event(1, "{}"), event(2, "{}")]).await.unwrap();
+        match what {
+            "rotated" => disk.rename(Path::new(PATH), Path::new("/db/old")).unwrap(),
+            "removed" => disk.remove(Path::new(PATH)).unwrap(),
+            _ => disk.open(Path::new(PATH)).unwrap().set_len(0).unwrap(),
+        }
+        storage.append(&[event(3, "{}")]).await.unwrap();
+        assert_eq!(lines(&disk), [(3, "{}".to_owned())], "{what}");
+    }
+}
+
+#[tokio::test]
+async fn lines_of_a_failed_sync_are_made_durable_by_the_next_start() {
+    let disk = SimDisk::new();
+    let first = storage(&disk);
+    first.connect(Seq(1)).await.unwrap();
+    disk.fail(Some(Op::Sync), Fault::From(0));
+    let events = [event(1, "{}"), event(2, "{}")];
+    assert!(first.append(&events).await.is_err());
+    // killed: the page cache shows the lines, clean, and the disk does not hold them
+    disk.heal();
+    let again = storage(&disk);
+    assert_eq!(again.connect(Seq(1)).await.unwrap(), Some(Seq(2)));
+    again.append(&events).await.unwrap();
+    assert_eq!(lines(&disk.crash(Persist::Nothing, 1)).len(), 2);
+}
