@@ -9,6 +9,7 @@ mod crash;
 mod http;
 mod http_codes;
 mod log;
+mod model;
 mod power;
 mod readme;
 mod recovery;

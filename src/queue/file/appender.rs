@@ -339,11 +339,12 @@ impl Appender {
             Ok(()) => {
                 // counted before readers see it, or it could leave the queue before it came in
                 self.shared.accounts.accepted(answers.iter().map(|(c, load, ..)| (c, *load)));
-                self.publish();
                 for (_, _, answer, appended) in answers {
                     // a client that went away is no reason to do anything else
                     let _ = answer.send(Ok(appended));
                 }
+                // the clients first: a writer that wakes would take their processor
+                self.publish();
                 if let Err(e) = self.log.rotate_if_long(self.seqs.peek()) {
                     self.broke("rotation", &e);
                 }
