@@ -277,23 +277,18 @@ impl State {
         self.ops += 1;
         self.clock += 1;
         self.history.push((kind, path.to_owned()));
-        let mut failed = false;
-        for (only, fault, seen) in &mut self.faults {
-            if only.is_none_or(|only| only == kind) {
-                failed |= match fault {
-                    Fault::Once(n) => *seen == *n,
-                    Fault::From(n) => *seen >= *n,
-                };
-                *seen += 1;
-            }
-        }
-        if failed { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
+        self.meet_faults(|only| only.is_none_or(|only| only == kind))
     }
 
     /// A read changes nothing and is not counted among the operations.
     fn read_op(&mut self) -> io::Result<()> {
+        self.meet_faults(|only| only == Some(Op::Read))
+    }
+
+    /// Counts an operation against the faults that are about it; the error of those that are due.
+    fn meet_faults(&mut self, about: impl Fn(Option<Op>) -> bool) -> io::Result<()> {
         let mut failed = false;
-        for (_, fault, seen) in self.faults.iter_mut().filter(|f| f.0 == Some(Op::Read)) {
+        for (_, fault, seen) in self.faults.iter_mut().filter(|(only, ..)| about(*only)) {
             failed |= match fault {
                 Fault::Once(n) => *seen == *n,
                 Fault::From(n) => *seen >= *n,

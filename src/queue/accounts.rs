@@ -258,8 +258,9 @@ fn over_share(own: Load, most: &Ceilings) -> bool {
             || own.bytes as f64 > most.channel_share * most.max_bytes as f64)
 }
 
-/// The time in which a hundredth of the queue (or what there is) drains: long enough that the client finds room, short
-/// enough that the queue does not run empty meanwhile. Doubles when the rate halves; 1 s to 60 s.
+/// The time in which a hundredth of the queue, or what there is, drains: long enough that the client
+/// finds room, short enough that the queue does not run empty meanwhile. Doubles when the rate halves;
+/// 1 s to 60 s.
 #[allow(clippy::cast_precision_loss)] // whole seconds come out
 fn retry_after(max_events: u64, queued: u64, rate: f64) -> Duration {
     let wanted = (max_events as f64 / 100.0).max(1.0).min(queued as f64);

@@ -440,3 +440,49 @@ async fn a_dead_letter_outlives_a_kill_and_a_start_on_a_full_disk() {
         assert!(!queue.is_dead(lease.events[1].seq));
     }
 }
+
+#[tokio::test]
+async fn an_unreadable_segment_of_dead_letters_is_not_overwritten() {
+    let disk = SimDisk::new();
+    let queue = open(options(&disk));
+    queue.append(batch("a", 0, 2)).await.unwrap();
+    let lease = queue.lease(WIDE).await.unwrap();
+    let why = DeadReason { code: "x".to_owned(), text: "y".to_owned() };
+    queue.dead_letter(&lease.events[1], &why).await.unwrap();
+    drop(queue);
+    let letters = |disk: &SimDisk| -> Vec<_> {
+        let files = disk.files().into_iter();
+        files.filter(|f| f.to_str().unwrap().starts_with("/q/ingest.log.dead.")).collect()
+    };
+    let first = letters(&disk)[0].clone();
+    let garbage = vec![7; 9000];
+    disk.corrupt(&first, garbage.clone());
+    let queue = open(options(&disk));
+    for event in &lease.events {
+        queue.dead_letter(event, &why).await.unwrap();
+    }
+    assert_eq!(bytes(&disk, &first), garbage);
+    assert_eq!(letters(&disk).len(), 2);
+}
+
+#[tokio::test]
+async fn a_flip_in_the_newer_ack_slot_is_no_loss() {
+    let disk = SimDisk::new();
+    let small = || Options { segment_bytes: 9000, ..options(&disk) };
+    let queue = open(small());
+    for i in 0..40 {
+        queue.append(batch("a", i * 10, 10)).await.unwrap();
+    }
+    let (_, queue) = drain(queue).await;
+    drop(queue);
+    let whole = bytes(&disk, ACK);
+    for slot in [0, 1 << 20] {
+        let damaged = disk.crash(Persist::Everything, 1);
+        let mut bad = whole.clone();
+        bad[slot + 30] ^= 1;
+        damaged.corrupt(Path::new(ACK), bad);
+        let queue = open(Options { segment_bytes: 9000, ..options(&damaged) });
+        let (_, queue) = drain(queue).await;
+        assert_eq!((counts(&queue).lost, queue.stats().damage.len()), (0, 0), "slot {slot}");
+    }
+}

@@ -18,6 +18,8 @@ use crate::queue::{DeadLetterError, DeadReason};
 
 struct Inner {
     log: Log,
+    /// Above the names of all segments that earlier runs left.
+    free: Seq,
     bytes: u64,
 }
 
@@ -57,26 +59,31 @@ impl DeadLetters {
             let len = end.unwrap_or(file.len()?);
             bytes += len;
             read_segment(Frames::new(file.clone(), header.salt(), start), *name, len, &mut seqs)?;
-            tail = Some((*name, recovery::scan(file, &header, start, len)?));
+            tail = Some((*name, file, header, start, len));
         }
-        let (previous, carried, totals, last) = match tail {
+        // only the last one can hold what was not known to be synced
+        let tail = tail.map(|(name, file, header, start, len)| {
+            recovery::scan(file, &header, start, len).map(|found| (name, found))
+        });
+        let (previous, carried, totals, last) = match tail.transpose()? {
             None => (None, Vec::new(), ChannelLoads::new(), Seq(0)),
             Some((name, found)) => {
                 (Some((name, found.synced_end)), found.carried, found.totals, found.last)
             }
         };
+        // above every name there is: a segment that cannot be read is not overwritten either
+        let free = Seq(begun.last().map_or(1, |last| last + 1));
         let mut log = Log::new(options, Arc::new(Index::default()), previous, totals, last);
         if !carried.is_empty() {
             // found behind the last witness: made durable now, or on a full disk by the next letter
-            let next = carried.first().map_or(Seq(1), |f| f.first);
-            if let Err(e) = log.begin(next, carried) {
+            if let Err(e) = log.begin(free, carried) {
                 tracing::error!("no new dead-letter segment yet: {e}");
             }
         }
         let count = AtomicUsize::new(seqs.len());
         Ok(Self {
             count,
-            inner: Mutex::new(Inner { log, bytes }),
+            inner: Mutex::new(Inner { log, free, bytes }),
             seqs: Mutex::new(seqs),
             max_bytes,
         })
@@ -121,7 +128,8 @@ impl DeadLetters {
         }
         let say = |e: io::Error| DeadLetterError(e.to_string());
         if !inner.log.is_open() {
-            inner.log.begin(event.seq, Vec::new()).map_err(say)?;
+            let next = event.seq.max(inner.free);
+            inner.log.begin(next, Vec::new()).map_err(say)?;
         }
         let counts = Some((event.channel.clone(), Load { events: 1, bytes: size }));
         let result = inner

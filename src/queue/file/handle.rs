@@ -126,8 +126,7 @@ impl Shared {
 
     fn note_loss(&self, reading: &Reading) {
         for damage in &reading.damage {
-            let reported = self.report(damage);
-            match reported {
+            match self.report(damage) {
                 Ok(true) => tracing::error!(
                     segment = damage.segment,
                     from = damage.from,
@@ -222,7 +221,7 @@ pub struct FileQueue {
     pub(super) threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     pub(super) node_id: String,
     pub(super) fresh: bool,
-    pub(super) lock: Vec<DirLock>,
+    pub(super) _lock: Vec<DirLock>,
 }
 
 impl FileQueue {
@@ -281,12 +280,6 @@ impl FileQueue {
         if let Err(e) = self.shared.dead.close() {
             tracing::error!("the dead-letter log could not be sealed: {e}");
         }
-    }
-
-    /// Whether this process holds the directory's lock (a simulated disk has none).
-    #[must_use]
-    pub fn is_locked(&self) -> bool {
-        !self.lock.is_empty()
     }
 }
 

@@ -298,7 +298,7 @@ fn run(
     ];
     let threads: io::Result<Vec<_>> = threads.into_iter().collect();
     let threads = Mutex::new(threads.map_err(at(&options.path))?);
-    Ok(FileQueue { shared, threads, node_id, fresh: !certain, lock })
+    Ok(FileQueue { shared, threads, node_id, fresh: !certain, _lock: lock })
 }
 
 fn suffixed(path: &Path, suffix: &str) -> PathBuf {
@@ -462,7 +462,7 @@ fn find_segments(options: &Options) -> Result<Segments, OpenError> {
     begun.sort_unstable();
     let mut headers = Vec::new();
     let mut last = None;
-    for (i, name) in begun.iter().enumerate() {
+    for name in &begun {
         let path = path_of(&options.path, *name);
         let file: Arc<dyn crate::fsx::DiskFile> =
             options.disk.open(&path).map_err(at(&path))?.into();
@@ -487,21 +487,19 @@ fn find_segments(options: &Options) -> Result<Segments, OpenError> {
         if header.kind != LogKind::Queue {
             return Err(OpenError::Segment { path, text: "it holds no events".to_owned() });
         }
-        // only the last one is read: the others' ends stand in their successors' headers
-        if begun[i + 1..].is_empty() || !any_readable(options, &begun[i + 1..]) {
-            let len = file.len().map_err(at(&path))?;
-            last = Some(recovery::scan(file, &header, start, len).map_err(at(&path))?);
-        }
+        last = Some((file, start));
         headers.push(header);
     }
+    // only the last one is read: the others' ends stand in their successors' headers
+    let last = match (last, headers.last()) {
+        (Some((file, start)), Some(header)) => {
+            let path = path_of(&options.path, header.begun);
+            let len = file.len().map_err(at(&path))?;
+            Some(recovery::scan(file, header, start, len).map_err(at(&path))?)
+        }
+        _ => None,
+    };
     Ok(Segments { headers, last, highest: begun.last().copied().unwrap_or(0) })
-}
-
-fn any_readable(options: &Options, begun: &[u64]) -> bool {
-    begun.iter().any(|name| {
-        let file = options.disk.open(&path_of(&options.path, *name));
-        file.is_ok_and(|file| Header::read(&*file).is_ok())
-    })
 }
 
 /// The new segment of this start. On a full disk it is tried again by the log thread, while older
