@@ -133,6 +133,7 @@ impl Health {
         let last_error = stats.refusing.clone().or_else(|| self.trouble.borrow().clone());
         let mut degraded = facts.degraded;
         degraded.extend(last_error.clone());
+        degraded.extend(stats.parked.iter().map(ToString::to_string));
         let status = match () {
             () if self.is_stopping() => "stopping",
             () if !degraded.is_empty() || !stats.damage.is_empty() => "degraded",

@@ -198,6 +198,11 @@ async fn write(
     spine: Spine,
 ) {
     let mut stop = orders.stop.clone();
+    // one position for all channels goes up only, and what is parked has lower seqs
+    if storage.lanes() == 1 && writer::parked_elsewhere(&*queue, &report) {
+        let _ = stop.wait_for(|stop| *stop).await;
+        return;
+    }
     let contact = writer::first_contact(&*queue, &*storage, &report, &mut stop).await;
     let Some(last) = contact else { return };
     if let AnyQueue::File(file) = &*queue {
@@ -210,6 +215,8 @@ async fn write(
         }
     }
     let mut running = Vec::new();
+    let aside = writer::run_parked(queue.clone(), storage.clone(), report.clone(), orders.clone());
+    running.extend((workers > 0).then(|| spine.task("writer of parked channels", aside)));
     for i in 1..=workers {
         let run = writer::run(queue.clone(), storage.clone(), report.clone(), orders.clone());
         running.push(spine.task(&format!("writer {i}"), run));

@@ -3,6 +3,9 @@
 //! Does not know which queue, which storage, nor HTTP. Errors of the storage carry the decision;
 //! nothing is matched here but their kind.
 
+mod settle;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,12 +13,15 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::event::{Event, Seq};
-use crate::queue::{DeadReason, LeaseLimit, Queue};
-use crate::storage::{Kind, Storage, StorageError};
+use crate::event::{ChannelName, Event, Seq};
+use crate::queue::{Lease, LeaseLimit, ParkError, Queue, QueueStopped, Source};
+use crate::storage::{Storage, StorageError};
+use settle::Worker;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// How often a parked channel is tried again: a mended one moves within 5 s.
+const RETRY_PARKED: Duration = Duration::from_secs(4);
 /// Most payload bytes in one batch.
 const BATCH_BYTES: usize = 4 << 20;
 /// Most events in one batch where nothing is configured.
@@ -74,6 +80,20 @@ pub async fn first_contact<Q: Queue, S: Storage>(
     }
 }
 
+/// Whether channels were parked under another storage, which alone can take them in their turn; says
+/// so, once.
+pub fn parked_elsewhere<Q: Queue>(queue: &Q, report: &Report) -> bool {
+    let parked = queue.stats().parked;
+    if let Some(first) = parked.first() {
+        let text = format!(
+            "channel {} was parked under another storage_backend, whose place in the order has passed here: set storage_backend back until it has drained",
+            first.channel
+        );
+        note(report, Some(&StorageError::retry("parked", text)));
+    }
+    !parked.is_empty()
+}
+
 /// One worker: runs until the queue or the node stops.
 pub async fn run<Q: Queue, S: Storage>(
     queue: Arc<Q>,
@@ -88,117 +108,107 @@ pub async fn run<Q: Queue, S: Storage>(
         if !last_was_full && orders.busy.load(Ordering::Relaxed) > 0 {
             let _ = unless_stopped(&mut stop, crate::task::sleep(orders.flush)).await;
         }
-        let Ok(lease) = queue.lease(orders.limit).await else { return };
+        let Ok(mut lease) = queue.lease(&Source::Main, orders.limit).await else { return };
         last_was_full = lease.events.len() >= orders.limit.events;
         let worker = Worker { queue: &*queue, storage: &*storage, report: &report };
         orders.busy.fetch_add(1, Ordering::Relaxed);
         let settled = worker.settle(&lease.events, &mut stop).await;
         orders.busy.fetch_sub(1, Ordering::Relaxed);
-        let Some(dead) = settled else { return };
-        queue.ack(lease, &dead).await;
+        let Some(settled) = settled else { return };
+        for (seqs, why) in settled.stuck.values() {
+            let aside = set_aside(&*queue, &mut lease, seqs, why, &report);
+            if unless_stopped(&mut stop, aside).await.is_none() {
+                return;
+            }
+        }
+        queue.ack(lease, &settled.dead).await;
     }
 }
 
-struct Worker<'a, Q, S> {
-    queue: &'a Q,
-    storage: &'a S,
-    report: &'a Report,
+/// Takes a stuck channel's events out of a lease, however long the disk refuses.
+async fn set_aside<Q: Queue>(
+    queue: &Q,
+    lease: &mut Lease,
+    seqs: &BTreeSet<Seq>,
+    why: &str,
+    report: &Report,
+) {
+    let mut backoff = FIRST_BACKOFF;
+    loop {
+        match queue.park(lease, seqs, why).await {
+            Ok(()) => return,
+            // whoever waits for this is stopped from outside
+            Err(ParkError::Stopped) => std::future::pending().await,
+            Err(e) => note(report, Some(&StorageError::retry("parking", e.to_string()))),
+        }
+        crate::task::sleep(backoff).await;
+        backoff = (backoff * 2).min(MAX_BACKOFF);
+    }
 }
 
-impl<Q: Queue, S: Storage> Worker<'_, Q, S> {
-    /// Resolves every event, however long that takes: the seqs that are dead letters. `None` where
-    /// the node stopped first; then nothing may be acked.
-    async fn settle(&self, events: &[Event], stop: &mut watch::Receiver<bool>) -> Option<Vec<Seq>> {
-        // a seq that has a dead letter was resolved before a crash: untried
-        let mut dead: Vec<Seq> =
-            events.iter().map(|e| e.seq).filter(|seq| self.queue.is_dead(*seq)).collect();
-        let left: Vec<Event>;
-        let mut stack = if dead.is_empty() {
-            vec![events]
-        } else {
-            left = events.iter().filter(|e| !dead.contains(&e.seq)).cloned().collect();
-            vec![&left[..]]
-        };
-        // halves are stored in order, so that storage with one lane sees rising seqs
-        while let Some(part) = stack.pop() {
-            if part.is_empty() {
-                continue;
-            }
-            match (self.store(part, stop).await?, part) {
-                (Ok(()), _) => {}
-                (Err(e), [culprit]) => {
-                    if self.bury(culprit, &e, stop).await? {
-                        dead.push(culprit.seq);
-                    }
+/// The one worker of parked channels: tries each again every few seconds, and drains those whose
+/// storage takes them, in order. Runs until the node stops.
+pub async fn run_parked<Q: Queue, S: Storage>(
+    queue: Arc<Q>,
+    storage: Arc<S>,
+    report: Report,
+    orders: Orders,
+) {
+    let mut stop = orders.stop.clone();
+    let worker = Worker { queue: &*queue, storage: &*storage, report: &report };
+    let mut held: BTreeMap<ChannelName, Held> = BTreeMap::new();
+    loop {
+        let mut moved = false;
+        // in turn, a batch each, so that one long backlog keeps nobody waiting
+        for channel in queue.stats().parked.into_iter().map(|parked| parked.channel) {
+            let have = match held.remove(&channel) {
+                Some(have) => have,
+                None => match queue.lease(&Source::Parked(channel.clone()), orders.limit).await {
+                    Ok(lease) if lease.events.is_empty() => continue,
+                    Ok(lease) => Held { left: lease.events.clone(), lease, dead: Vec::new() },
+                    Err(QueueStopped) => return,
+                },
+            };
+            let Some(after) = have.attempt(&worker, &mut stop).await else { return };
+            match after {
+                Ok((lease, dead)) => {
+                    moved = true;
+                    queue.ack(lease, &dead).await;
                 }
-                (Err(_), part) => {
-                    let (a, b) = part.split_at(part.len() / 2);
-                    stack.push(b);
-                    stack.push(a);
+                Err(still) => {
+                    held.insert(channel, still);
                 }
             }
         }
-        Some(dead)
-    }
-
-    /// Stores a part, retrying through every outage; the error is a refusal of the data.
-    async fn store(
-        &self,
-        part: &[Event],
-        stop: &mut watch::Receiver<bool>,
-    ) -> Option<Result<(), StorageError>> {
-        let mut backoff = FIRST_BACKOFF;
-        loop {
-            let timer = self.report.write_seconds.start_timer();
-            let result = self.storage.append(part).await;
-            timer.observe_duration();
-            match result {
-                Ok(()) => {
-                    note(self.report, None);
-                    return Some(Ok(()));
-                }
-                Err(e) if e.kind == Kind::Reject => return Some(Err(e)),
-                Err(e) => note(self.report, Some(&e)),
-            }
-            unless_stopped(stop, crate::task::sleep(backoff)).await?;
-            backoff = (backoff * 2).min(MAX_BACKOFF);
+        let pause = if moved { Duration::ZERO } else { RETRY_PARKED };
+        if unless_stopped(&mut stop, crate::task::sleep(pause)).await.is_none() {
+            return;
         }
     }
+}
 
-    /// Keeps a refused event as a dead letter, unless it stands in storage after all; whether it is
-    /// one now.
-    async fn bury(
-        &self,
-        event: &Event,
-        why: &StorageError,
+/// A lease of a parked channel, and what of it is still to be stored.
+struct Held {
+    lease: Lease,
+    left: Vec<Event>,
+    dead: Vec<Seq>,
+}
+
+impl Held {
+    /// One attempt: the lease where all of it is resolved, itself where not. `None` where the node
+    /// stopped first.
+    async fn attempt<Q: Queue, S: Storage>(
+        mut self,
+        worker: &Worker<'_, Q, S>,
         stop: &mut watch::Receiver<bool>,
-    ) -> Option<bool> {
-        let mut backoff = FIRST_BACKOFF;
-        loop {
-            match self.storage.stands(event.seq).await {
-                Ok(true) => return Some(false),
-                Ok(false) => {
-                    let reason = DeadReason { code: why.code.clone(), text: why.text.clone() };
-                    match self.queue.dead_letter(event, &reason).await {
-                        Ok(()) => {
-                            tracing::error!(
-                                seq = %event.seq, channel = %event.channel, code = %why.code,
-                                "storage refuses event {} of channel {}: {why}; it is kept as a dead letter",
-                                event.seq, event.channel
-                            );
-                            return Some(true);
-                        }
-                        Err(e) => note(
-                            self.report,
-                            Some(&StorageError::retry("dead_letter", e.to_string())),
-                        ),
-                    }
-                }
-                Err(e) => note(self.report, Some(&e)),
-            }
-            unless_stopped(stop, crate::task::sleep(backoff)).await?;
-            backoff = (backoff * 2).min(MAX_BACKOFF);
-        }
+    ) -> Option<Result<(Lease, Vec<Seq>), Self>> {
+        let settled = worker.settle(&self.left, stop).await?;
+        self.dead.extend(settled.dead);
+        self.dead.sort_unstable();
+        self.dead.dedup();
+        let stuck: Vec<&BTreeSet<Seq>> = settled.stuck.values().map(|(seqs, _)| seqs).collect();
+        self.left.retain(|e| stuck.iter().any(|seqs| seqs.contains(&e.seq)));
+        Some(if self.left.is_empty() { Ok((self.lease, self.dead)) } else { Err(self) })
     }
 }
 

@@ -138,6 +138,15 @@ impl SimDisk {
         self.lock().faults.clear();
     }
 
+    /// Whether every fault that fails once has failed.
+    #[must_use]
+    pub fn healthy(&self) -> bool {
+        self.lock()
+            .faults
+            .iter()
+            .all(|(_, fault, seen)| matches!(fault, Fault::Once(n) if n < seen))
+    }
+
     /// Bytes that all files together may hold; more is `ENOSPC`.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.lock().capacity = bytes;

@@ -18,7 +18,6 @@ use super::{Answer, App};
 use crate::channel::{Channel, auth};
 use crate::ingest::Accepted;
 use crate::json::Form;
-use crate::queue::Queue;
 
 /// The handler.
 pub async fn add(app: &App, channel: Option<&Arc<Channel>>, request: Request<Incoming>) -> Answer {

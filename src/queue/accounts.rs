@@ -188,6 +188,16 @@ impl Accounts {
         counts.queued_bytes += load.bytes;
     }
 
+    /// What was counted as recovered twice, since a crash left it in two logs, counts once.
+    pub fn found_twice(&self, channel: &ChannelName, load: Load) {
+        let mut inner = self.lock();
+        inner.queued = inner.queued.minus(load);
+        let counts = &mut inner.slot(Some(channel)).counts;
+        counts.recovered = counts.recovered.saturating_sub(load.events);
+        counts.queued = counts.queued.saturating_sub(load.events);
+        counts.queued_bytes = counts.queued_bytes.saturating_sub(load.bytes);
+    }
+
     /// Left the queue: all of an ack at once.
     pub fn resolved<'a>(
         &self,

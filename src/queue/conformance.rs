@@ -7,7 +7,7 @@ use std::future::Future;
 
 use bytes::Bytes;
 
-use super::{AppendError, DeadReason, Lease, LeaseLimit, Queue};
+use super::{AppendError, DeadReason, Lease, LeaseLimit, Queue, Source};
 use crate::event::{Batch, Micros, ModeTag, Name, Seq};
 
 /// The ceiling of events that the suite expects.
@@ -43,6 +43,7 @@ where
     dead_letters_outlive_a_restart(&mut fresh()).await;
     the_ceiling_is_exact_and_opens_again(&mut fresh()).await;
     the_account_agrees_at_every_step(&mut fresh()).await;
+    a_parked_channel_holds_up_no_other_and_comes_back_in_order(&mut fresh()).await;
 }
 
 fn seqs(lease: &Lease) -> Vec<u64> {
@@ -50,7 +51,7 @@ fn seqs(lease: &Lease) -> Vec<u64> {
 }
 
 async fn take<Q: Queue>(queue: &Q, limit: LeaseLimit) -> Lease {
-    queue.lease(limit).await.unwrap_or_else(|e| panic!("{e}"))
+    queue.lease(&Source::Main, limit).await.unwrap_or_else(|e| panic!("{e}"))
 }
 
 async fn put<Q: Queue>(queue: &Q, batch: Batch) -> super::Appended {
@@ -187,6 +188,55 @@ async fn the_account_agrees_at_every_step<Q: Queue, Fut: Future<Output = Q>>(
     let stats = queue.stats();
     let a = stats.channels.iter().find(|(n, _)| n.as_ref().is_some_and(|n| n.as_str() == "a"));
     assert_eq!(a.map(|(_, c)| (c.stored, c.dead_lettered)), Some((1, 1)));
+}
+
+async fn a_parked_channel_holds_up_no_other_and_comes_back_in_order<Q, Fut>(
+    open: &mut impl FnMut() -> Fut,
+) where
+    Q: Queue,
+    Fut: Future<Output = Q>,
+{
+    let a = Name::new("a").unwrap_or_else(|e| panic!("{e}"));
+    let aside = Source::Parked(a.clone());
+    let queue = open().await;
+    for (channel, from, n) in [("a", 0, 3), ("b", 100, 2), ("a", 3, 2)] {
+        put(&queue, batch(channel, from, n)).await;
+    }
+    for mut lease in take_all(&queue, 7).await {
+        let theirs = lease.events.iter().filter(|e| e.channel == a).map(|e| e.seq).collect();
+        queue
+            .park(&mut lease, &theirs, "its table is gone")
+            .await
+            .unwrap_or_else(|e| panic!("{e}"));
+        assert!(lease.events.iter().all(|e| e.channel != a), "they left the lease");
+        queue.ack(lease, &[]).await;
+    }
+    put(&queue, batch("a", 5, 1)).await;
+    let b = put(&queue, batch("b", 102, 1)).await;
+    let lease = take(&queue, WIDE).await;
+    assert_eq!(seqs(&lease), [b.first.0], "what comes after follows them");
+    queue.ack(lease, &[]).await;
+    let parked = queue.stats().parked;
+    assert_eq!(parked.iter().map(|p| &p.channel).collect::<Vec<_>>(), [&a]);
+    drop(queue);
+
+    let queue = open().await;
+    let mut came = Vec::new();
+    loop {
+        let limit = LeaseLimit { events: 4, bytes: 1 << 20 };
+        let lease = queue.lease(&aside, limit).await.unwrap_or_else(|e| panic!("{e}"));
+        if lease.events.is_empty() {
+            break;
+        }
+        came.extend(lease.events.iter().map(|e| String::from_utf8_lossy(&e.payload).into_owned()));
+        queue.ack(lease, &[]).await;
+    }
+    assert_eq!(came, (0..6).map(|n| format!("{{\"n\":{n}}}")).collect::<Vec<_>>());
+    let stats = queue.stats();
+    assert_eq!(stats.parked, [], "it has drained");
+    assert!(stats.channels.iter().all(|(_, c)| c.queued == 0), "{stats:?}");
+    let next = put(&queue, batch("a", 6, 1)).await;
+    assert_eq!(seqs(&take(&queue, WIDE).await), [next.first.0], "it goes the usual way again");
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! For tests and simulation. Clones share one queue; [`MemoryQueue::reopen`] is a restart.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use tokio::sync::Notify;
 use super::accounts::{Accounts, Ceilings, Load, Outcome};
 use super::file::record::{cost, load_of};
 use super::{
-    AppendError, Appended, DeadLetterError, DeadReason, Lease, LeaseLimit, Queue, QueueStats,
-    QueueStopped,
+    AppendError, Appended, DeadLetterError, DeadReason, Lease, LeaseLimit, ParkError, Parked,
+    Queue, QueueStats, QueueStopped, Source,
 };
 use crate::clock::Clock;
-use crate::event::{Batch, Event, Seq};
+use crate::event::{Batch, ChannelName, Event, Seq};
 
 #[derive(Default)]
 struct State {
@@ -28,7 +28,17 @@ struct State {
     next_lease: u64,
     released: Seq,
     dead: BTreeSet<Seq>,
+    /// What is set aside, by channel: not leased first, leased behind it.
+    parked: BTreeMap<ChannelName, Aside>,
     stopped: bool,
+}
+
+#[derive(Default)]
+struct Aside {
+    events: VecDeque<Event>,
+    leased: usize,
+    last: Seq,
+    why: String,
 }
 
 /// A queue in memory.
@@ -61,9 +71,18 @@ impl MemoryQueue {
             let mut state = self.lock();
             state.leased = 0;
             state.leases.clear();
+            for aside in state.parked.values_mut() {
+                aside.leased = 0;
+            }
             state.stopped = false;
         }
         self
+    }
+
+    /// How long a refused client should wait.
+    #[must_use]
+    pub fn retry_after(&self) -> Duration {
+        self.accounts.retry_after()
     }
 
     /// Ends all waiting for leases.
@@ -73,23 +92,56 @@ impl MemoryQueue {
     }
 
     fn try_lease(&self, limit: LeaseLimit) -> Option<Lease> {
-        let mut state = self.lock();
-        let (mut events, mut bytes) = (Vec::new(), 0);
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let (mut events, mut bytes, mut taken) = (Vec::new(), 0, 0);
         for event in state.events.iter().skip(state.leased) {
+            if let Some(aside) = state.parked.get_mut(&event.channel) {
+                taken += 1;
+                if event.seq > aside.last {
+                    aside.last = event.seq;
+                    aside.events.push_back(event.clone());
+                }
+                continue;
+            }
             bytes += event.payload.len();
             if !events.is_empty() && (events.len() >= limit.events || bytes > limit.bytes) {
                 break;
             }
+            taken += 1;
             events.push(event.clone());
         }
-        if events.is_empty() {
-            return None;
-        }
-        state.leased += events.len();
+        state.leased += taken;
         state.next_lease += 1;
         let id = state.next_lease;
-        state.leases.push_back((id, events.len(), false));
-        Some(Lease { id, events })
+        state.leases.push_back((id, taken, events.is_empty()));
+        state.advance();
+        (!events.is_empty()).then_some(Lease { id, from: Source::Main, events })
+    }
+
+    fn lease_parked(&self, channel: &ChannelName, limit: LeaseLimit) -> Lease {
+        let mut state = self.lock();
+        let from = Source::Parked(channel.clone());
+        let mut lease = Lease { id: 0, from, events: Vec::new() };
+        let Some(aside) = state.parked.get_mut(channel) else { return lease };
+        lease.events.extend(aside.events.iter().skip(aside.leased).take(limit.events).cloned());
+        aside.leased += lease.events.len();
+        if aside.events.is_empty() {
+            state.parked.remove(channel);
+        }
+        lease
+    }
+}
+
+impl State {
+    /// Releases what is done, in order.
+    fn advance(&mut self) {
+        while let Some((_, n, _)) = self.leases.pop_front_if(|(.., done)| *done) {
+            self.leased -= n;
+            for event in self.events.drain(..n).collect::<Vec<_>>() {
+                self.released = event.seq;
+            }
+        }
     }
 }
 
@@ -117,7 +169,10 @@ impl Queue for MemoryQueue {
         Ok(Appended { first, last })
     }
 
-    async fn lease(&self, limit: LeaseLimit) -> Result<Lease, QueueStopped> {
+    async fn lease(&self, from: &Source, limit: LeaseLimit) -> Result<Lease, QueueStopped> {
+        if let Source::Parked(channel) = from {
+            return Ok(self.lease_parked(channel, limit));
+        }
         loop {
             let more = self.more.notified();
             tokio::pin!(more);
@@ -132,6 +187,25 @@ impl Queue for MemoryQueue {
         }
     }
 
+    async fn park(
+        &self,
+        lease: &mut Lease,
+        seqs: &BTreeSet<Seq>,
+        why: &str,
+    ) -> Result<(), ParkError> {
+        if lease.from != Source::Main {
+            return Ok(());
+        }
+        let mut state = self.lock();
+        for event in lease.events.extract_if(.., |e| seqs.contains(&e.seq)) {
+            let aside = state.parked.entry(event.channel.clone()).or_default();
+            why.clone_into(&mut aside.why);
+            aside.last = aside.last.max(event.seq);
+            aside.events.push_back(event);
+        }
+        Ok(())
+    }
+
     async fn ack(&self, lease: Lease, dead: &[Seq]) {
         let outcome = |event: &Event| {
             let load = Load { events: 1, bytes: cost(event.payload.len()) };
@@ -143,15 +217,17 @@ impl Queue for MemoryQueue {
             (Some(&event.channel), load, outcome)
         }));
         let mut state = self.lock();
+        if let Source::Parked(channel) = &lease.from {
+            if let Some(aside) = state.parked.get_mut(channel) {
+                aside.events.drain(..lease.events.len());
+                aside.leased -= lease.events.len();
+            }
+            return;
+        }
         if let Some(entry) = state.leases.iter_mut().find(|(id, ..)| *id == lease.id) {
             entry.2 = true;
         }
-        while let Some((_, n, _)) = state.leases.pop_front_if(|(.., done)| *done) {
-            state.leased -= n;
-            for event in state.events.drain(..n).collect::<Vec<_>>() {
-                state.released = event.seq;
-            }
-        }
+        state.advance();
     }
 
     async fn dead_letter(&self, event: &Event, _why: &DeadReason) -> Result<(), DeadLetterError> {
@@ -167,18 +243,20 @@ impl Queue for MemoryQueue {
         self.lock().released.next()
     }
 
-    fn retry_after(&self) -> Duration {
-        self.accounts.retry_after()
-    }
-
     fn stats(&self) -> QueueStats {
         let (channels, queued, drain_per_second) = self.accounts.snapshot();
-        let oldest = self.lock().events.front().map(|e| e.received_at.0);
+        let state = self.lock();
+        let oldest = state.events.front().map(|e| e.received_at.0);
+        let parked = |(channel, aside): (&ChannelName, &Aside)| Parked {
+            channel: channel.clone(),
+            why: aside.why.clone(),
+        };
         QueueStats {
             channels,
             bytes: queued.bytes,
             oldest_micros: oldest,
             drain_per_second,
+            parked: state.parked.iter().map(parked).collect(),
             ..QueueStats::default()
         }
     }

@@ -12,7 +12,10 @@
 //! 5. `ack` ends a lease. The released set is a prefix: a later lease acked first waits (I7).
 //! 6. A dead letter is durable when `dead_letter` returns `Ok`, is written once a seq, and
 //!    `is_dead` knows it for as long as its event can be redelivered (I6).
-//! 7. Events and bytes are limited; what is over the limit is refused before anything is written
+//! 7. `park` sets events of a lease aside: durable when it returns `Ok`, they leave the lease, hold up
+//!    no other channel, and come again by [`Source::Parked`], in order. What comes after them in their
+//!    channel follows, until such a lease finds the channel drained.
+//! 8. Events and bytes are limited; what is over the limit is refused before anything is written
 //!    (I14).
 
 pub mod accounts;
@@ -20,6 +23,7 @@ pub mod conformance;
 pub mod file;
 pub mod memory;
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::Duration;
 
@@ -29,10 +33,22 @@ use crate::event::{Batch, ChannelName, Event, Seq};
 pub trait Queue: Send + Sync + 'static {
     /// Makes a batch durable; the first and last seq it was given.
     fn append(&self, batch: Batch) -> impl Future<Output = Result<Appended, AppendError>> + Send;
-    /// The next events, at least one; `Err` when the queue has stopped.
-    fn lease(&self, limit: LeaseLimit) -> impl Future<Output = Result<Lease, QueueStopped>> + Send;
-    /// Ends a lease: every event of it is resolved, `dead` of them as dead letters.
+    /// The next events; `Err` when the queue has stopped. From [`Source::Main`] at least one, waited
+    /// for; from a parked channel what there is, and none where it has drained.
+    fn lease(
+        &self,
+        from: &Source,
+        limit: LeaseLimit,
+    ) -> impl Future<Output = Result<Lease, QueueStopped>> + Send;
+    /// Ends a lease: every event of it is resolved, `dead` of them (in rising order) as dead letters.
     fn ack(&self, lease: Lease, dead: &[Seq]) -> impl Future<Output = ()> + Send;
+    /// Sets these events of a lease aside, `why` their channel is stuck.
+    fn park(
+        &self,
+        lease: &mut Lease,
+        seqs: &BTreeSet<Seq>,
+        why: &str,
+    ) -> impl Future<Output = Result<(), ParkError>> + Send;
     /// Keeps an event durably with the reason why storage refuses it.
     fn dead_letter(
         &self,
@@ -45,8 +61,26 @@ pub trait Queue: Send + Sync + 'static {
     fn first_unacked(&self) -> Seq;
     /// One snapshot of all counts and states.
     fn stats(&self) -> QueueStats;
-    /// How long a refused client should wait, from the drain rate of the last seconds.
-    fn retry_after(&self) -> Duration;
+}
+
+/// Where leases come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The queue itself.
+    Main,
+    /// What is set aside of this channel.
+    Parked(ChannelName),
+}
+
+/// Why events could not be set aside; they stay in their lease.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParkError {
+    /// The queue stops.
+    #[error("the queue has stopped")]
+    Stopped,
+    /// There is no room for them, or the disk refuses.
+    #[error("{0}")]
+    Disk(String),
 }
 
 /// What an append was given.
@@ -103,6 +137,8 @@ pub struct LeaseLimit {
 pub struct Lease {
     /// The queue's own number for it.
     pub id: u64,
+    /// Where it came from.
+    pub from: Source,
     /// In rising order of seq.
     pub events: Vec<Event>,
 }
@@ -123,8 +159,19 @@ pub struct DeadReason {
 
 /// A dead letter could not be kept; the event stays queued.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the dead letter cannot be kept: {0}")]
-pub struct DeadLetterError(pub String);
+pub enum DeadLetterError {
+    /// Their ceiling is reached.
+    #[error(
+        "dead_letter_max_bytes ({max_bytes}) is reached: retry or discard dead letters (replicon dlq list), or raise it"
+    )]
+    Full {
+        /// The ceiling.
+        max_bytes: u64,
+    },
+    /// The disk refuses.
+    #[error("the dead letter cannot be kept: {0}")]
+    Disk(String),
+}
 
 /// One snapshot.
 #[derive(Clone, Debug, Default)]
@@ -141,6 +188,27 @@ pub struct QueueStats {
     pub refusing: Option<String>,
     /// What was found damaged and not yet acknowledged, a line each.
     pub damage: Vec<String>,
+    /// The channels that are set aside.
+    pub parked: Vec<Parked>,
+}
+
+/// A channel that is set aside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parked {
+    /// Which.
+    pub channel: ChannelName,
+    /// Why, as far as this process knows.
+    pub why: String,
+}
+
+impl std::fmt::Display for Parked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { channel, why } = self;
+        write!(
+            f,
+            "channel {channel} is parked: {why}; its events wait in a log of their own and are tried again every few seconds"
+        )
+    }
 }
 
 /// The configured queue, as a closed set.
@@ -164,8 +232,16 @@ impl Queue for AnyQueue {
     async fn append(&self, batch: Batch) -> Result<Appended, AppendError> {
         each!(self, q => q.append(batch).await)
     }
-    async fn lease(&self, limit: LeaseLimit) -> Result<Lease, QueueStopped> {
-        each!(self, q => q.lease(limit).await)
+    async fn lease(&self, from: &Source, limit: LeaseLimit) -> Result<Lease, QueueStopped> {
+        each!(self, q => q.lease(from, limit).await)
+    }
+    async fn park(
+        &self,
+        lease: &mut Lease,
+        seqs: &BTreeSet<Seq>,
+        why: &str,
+    ) -> Result<(), ParkError> {
+        each!(self, q => q.park(lease, seqs, why).await)
     }
     async fn ack(&self, lease: Lease, dead: &[Seq]) {
         each!(self, q => q.ack(lease, dead).await);
@@ -182,7 +258,12 @@ impl Queue for AnyQueue {
     fn stats(&self) -> QueueStats {
         each!(self, q => q.stats())
     }
-    fn retry_after(&self) -> Duration {
+}
+
+impl AnyQueue {
+    /// How long a refused client should wait, from the drain rate of the last seconds.
+    #[must_use]
+    pub fn retry_after(&self) -> Duration {
         each!(self, q => q.retry_after())
     }
 }

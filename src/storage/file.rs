@@ -257,8 +257,8 @@ impl Storage for FileStorage {
         .await
     }
 
-    async fn stands(&self, seq: Seq) -> Result<bool, StorageError> {
-        let (open, options) = (self.open.clone(), self.options.clone());
+    async fn stands(&self, event: &Event) -> Result<bool, StorageError> {
+        let (open, options, seq) = (self.open.clone(), self.options.clone(), event.seq);
         task::blocking(move || {
             let open = open.lock().unwrap_or_else(PoisonError::into_inner);
             match &*open {

@@ -16,6 +16,7 @@ struct State {
     rows: BTreeMap<Seq, Event>,
     trouble: Option<Trouble>,
     appends: Vec<usize>,
+    order: Vec<Event>,
 }
 
 /// A storage in memory; clones share it.
@@ -47,6 +48,12 @@ impl MemoryStorage {
         self.lock().rows.values().cloned().collect()
     }
 
+    /// All rows, in the order in which they came.
+    #[must_use]
+    pub fn order(&self) -> Vec<Event> {
+        self.lock().order.clone()
+    }
+
     /// How many events each append so far was given.
     #[must_use]
     pub fn appends(&self) -> Vec<usize> {
@@ -72,14 +79,17 @@ impl Storage for MemoryStorage {
         if stored {
             for event in events {
                 let before = state.rows.insert(event.seq, event.clone());
+                if before.is_none() {
+                    state.order.push(event.clone());
+                }
                 assert!(before.is_none_or(|b| b == *event), "two events of one identity");
             }
         }
         error.map_or(Ok(()), Err)
     }
 
-    async fn stands(&self, seq: Seq) -> Result<bool, StorageError> {
-        Ok(self.lock().rows.contains_key(&seq))
+    async fn stands(&self, event: &Event) -> Result<bool, StorageError> {
+        Ok(self.lock().rows.contains_key(&event.seq))
     }
 
     fn lanes(&self) -> usize {

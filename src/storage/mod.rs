@@ -31,8 +31,8 @@ pub trait Storage: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Option<Seq>, StorageError>> + Send;
     /// Stores events, in rising order of seq.
     fn append(&self, events: &[Event]) -> impl Future<Output = Result<(), StorageError>> + Send;
-    /// Whether a seq stands there.
-    fn stands(&self, seq: Seq) -> impl Future<Output = Result<bool, StorageError>> + Send;
+    /// Whether an event's identity stands there.
+    fn stands(&self, event: &Event) -> impl Future<Output = Result<bool, StorageError>> + Send;
     /// How many writers it can serve at once.
     fn lanes(&self) -> usize;
     /// Whether it can be written to, for `check`; changes nothing that counts.
@@ -99,8 +99,8 @@ impl Storage for AnyStorage {
     async fn append(&self, events: &[Event]) -> Result<(), StorageError> {
         each!(self, s => s.append(events).await)
     }
-    async fn stands(&self, seq: Seq) -> Result<bool, StorageError> {
-        each!(self, s => s.stands(seq).await)
+    async fn stands(&self, event: &Event) -> Result<bool, StorageError> {
+        each!(self, s => s.stands(event).await)
     }
     fn lanes(&self) -> usize {
         each!(self, s => s.lanes())

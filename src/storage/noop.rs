@@ -16,7 +16,7 @@ impl Storage for NoopStorage {
     async fn append(&self, _events: &[Event]) -> Result<(), StorageError> {
         Ok(())
     }
-    async fn stands(&self, _seq: Seq) -> Result<bool, StorageError> {
+    async fn stands(&self, _event: &Event) -> Result<bool, StorageError> {
         Ok(false)
     }
     fn lanes(&self) -> usize {

@@ -2,9 +2,11 @@ use std::collections::HashSet;
 
 use super::*;
 use crate::clock::Clock;
+use crate::queue::DeadReason;
 use crate::queue::accounts::Ceilings;
 use crate::queue::conformance::batch;
 use crate::queue::memory::MemoryQueue;
+use crate::storage::Kind;
 use crate::storage::memory::{MemoryStorage, reject};
 
 struct Bench {
@@ -36,16 +38,18 @@ fn orders(stop: &watch::Sender<bool>, limit: LeaseLimit) -> Orders {
 impl Bench {
     async fn drain(&self) {
         let orders = orders(&self.stop, batch_limit(Some(100), 1));
-        let work =
-            run(self.queue.clone(), Arc::new(self.storage.clone()), self.report.clone(), orders);
+        let storage = Arc::new(self.storage.clone());
+        let work = run(self.queue.clone(), storage.clone(), self.report.clone(), orders.clone());
+        let aside = run_parked(self.queue.clone(), storage, self.report.clone(), orders);
         let queue = self.queue.clone();
         let watch = async {
             while queue.stats().channels.iter().any(|(_, c)| c.queued > 0) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             queue.stop();
+            self.stop.send_replace(true);
         };
-        tokio::time::timeout(Duration::from_secs(3600), async { tokio::join!(work, watch) })
+        tokio::time::timeout(Duration::from_secs(3600), async { tokio::join!(work, aside, watch) })
             .await
             .expect("the queue drains");
     }
@@ -75,18 +79,51 @@ async fn exactly_the_bad_events_become_dead_letters() {
 
 #[tokio::test(start_paused = true)]
 async fn an_outage_however_long_dead_letters_nothing() {
-    for kind in [Kind::Retry, Kind::Fatal] {
+    let bench = bench();
+    bench.queue.append(batch("a", 1, 30)).await.unwrap();
+    let mut left = 200;
+    bench.storage.trouble(move |_| {
+        left -= 1;
+        (left > 0).then(|| (StorageError::retry("down", "down"), false))
+    });
+    bench.drain().await;
+    assert_eq!(bench.stored().len(), 30);
+    assert_eq!(bench.queue.stats().channels[0].1.dead_lettered, 0);
+}
+
+/// Trouble of channel `a` for so many appends: named by the storage, or to be found out.
+fn broken_table(kind: Kind, named: bool, mut left: u32) -> impl FnMut(&[Event]) -> Trouble + Send {
+    move |events| {
+        let theirs = events.iter().find(|e| e.channel.as_str() == "a")?;
+        left = left.checked_sub(1)?;
+        let channel = named.then(|| theirs.channel.clone());
+        Some((StorageError { kind, channel, ..reject("column dropped") }, false))
+    }
+}
+
+type Trouble = Option<(StorageError, bool)>;
+
+#[tokio::test(start_paused = true)]
+async fn a_stuck_channel_is_parked_and_holds_up_no_other() {
+    for (kind, named) in [(Kind::Fatal, true), (Kind::Fatal, false), (Kind::Retry, true)] {
         let bench = bench();
-        bench.queue.append(batch("a", 1, 30)).await.unwrap();
-        let mut left = 200;
-        bench.storage.trouble(move |_| {
-            left -= 1;
-            let error = StorageError { kind, ..reject("down") };
-            (left > 0).then_some((error, false))
-        });
+        for i in 0..20 {
+            let name = if i % 4 == 0 { "a" } else { "b" };
+            bench.queue.append(batch(name, i * 30, 30)).await.unwrap();
+        }
+        bench.storage.trouble(broken_table(kind, named, 100));
         bench.drain().await;
-        assert_eq!(bench.stored().len(), 30);
-        assert_eq!(bench.queue.stats().channels[0].1.dead_lettered, 0);
+        let rows = bench.storage.rows();
+        assert_eq!(rows.len(), 600, "{kind:?} {named}");
+        let order = bench.storage.order();
+        let last_of_b = order.iter().rposition(|e| e.channel.as_str() == "b");
+        let first_of_a = order.iter().position(|e| e.channel.as_str() == "a");
+        assert!(last_of_b < first_of_a, "the other channel went on");
+        let of_a: Vec<_> = order.iter().filter(|e| e.channel.as_str() == "a").collect();
+        assert!(of_a.is_sorted_by(|x, y| x.seq < y.seq), "in order");
+        let stats = bench.queue.stats();
+        assert!(stats.channels.iter().all(|(_, c)| c.dead_lettered == 0 && c.queued == 0));
+        assert_eq!(stats.parked, [], "it is parked no longer");
     }
 }
 
@@ -124,7 +161,7 @@ async fn an_event_that_stands_in_storage_is_not_made_a_dead_letter() {
 async fn a_redelivered_dead_letter_is_acked_untried() {
     let bench = bench();
     bench.queue.append(batch("a", 1, 3)).await.unwrap();
-    let lease = bench.queue.lease(batch_limit(None, 1)).await.unwrap();
+    let lease = bench.queue.lease(&Source::Main, batch_limit(None, 1)).await.unwrap();
     let why = DeadReason { code: "x".to_owned(), text: String::new() };
     bench.queue.dead_letter(&lease.events[1], &why).await.unwrap();
     drop(lease);

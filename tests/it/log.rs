@@ -9,7 +9,7 @@ use replicon::event::{MAX_SEQ, Micros, Origin, Seq};
 use replicon::fsx::sim::{Fault, MODES, Op, Persist, SimDisk};
 use replicon::queue::conformance::{self, batch};
 use replicon::queue::file::{FileQueue, OpenError, Options, SyncMode};
-use replicon::queue::{AppendError, DeadReason, LeaseLimit, Queue};
+use replicon::queue::{AppendError, DeadReason, LeaseLimit, Queue, Source};
 use replicon::seq::{Witness, belief_bound, clock_term};
 
 use crate::support::full_scale;
@@ -162,7 +162,7 @@ async fn an_event_is_not_leased_before_its_sync() {
     disk.fail(Some(Op::Sync), Fault::Once(0));
     assert!(queue.append(batch("a", 1, 1)).await.is_err());
     queue.append(batch("a", 2, 1)).await.unwrap();
-    let lease = queue.lease(WIDE).await.unwrap();
+    let lease = queue.lease(&Source::Main, WIDE).await.unwrap();
     assert_eq!(lease.events[0].payload, &b"{\"n\":2}"[..]);
 }
 
@@ -180,7 +180,7 @@ async fn a_full_disk_refuses_keeps_everything_and_is_good_again_by_itself() {
     assert!(matches!(full, Err(AppendError::Unavailable { .. })), "{full:?}");
     assert!(queue.stats().refusing.is_some());
     // leases and acks go on meanwhile
-    let lease = queue.lease(WIDE).await.unwrap();
+    let lease = queue.lease(&Source::Main, WIDE).await.unwrap();
     assert_eq!(lease.events.len(), 5);
     queue.ack(lease, &[]).await;
     disk.set_capacity(None);
@@ -199,7 +199,7 @@ async fn below_min_free_bytes_appends_are_refused_while_dead_letters_are_kept() 
     let clock = Clock::system();
     let queue = open(Options { min_free_bytes: 1 << 20, clock, ..options(&disk) });
     queue.append(batch("a", 0, 1)).await.unwrap();
-    let lease = queue.lease(WIDE).await.unwrap();
+    let lease = queue.lease(&Source::Main, WIDE).await.unwrap();
     disk.set_capacity(Some(3 << 20));
     let refused = async || queue.append(batch("a", 1, 1)).await.is_err();
     let end = std::time::Instant::now() + Duration::from_secs(5);
@@ -217,7 +217,7 @@ async fn a_split_frame_goes_on_where_its_last_ack_ended() {
     let disk = SimDisk::new();
     let queue = open(options(&disk));
     let got = queue.append(batch("a", 0, 10)).await.unwrap();
-    let part = queue.lease(LeaseLimit { events: 4, bytes: 1 << 20 }).await.unwrap();
+    let part = queue.lease(&Source::Main, LeaseLimit { events: 4, bytes: 1 << 20 }).await.unwrap();
     queue.ack(part, &[]).await;
     drop(queue);
     let again = open(options(&disk));
@@ -428,7 +428,7 @@ async fn a_dead_letter_outlives_a_kill_and_a_start_on_a_full_disk() {
     let disk = SimDisk::new();
     let queue = open(options(&disk));
     queue.append(batch("a", 0, 2)).await.unwrap();
-    let lease = queue.lease(WIDE).await.unwrap();
+    let lease = queue.lease(&Source::Main, WIDE).await.unwrap();
     let why = DeadReason { code: "x".to_owned(), text: "y".to_owned() };
     queue.dead_letter(&lease.events[0], &why).await.unwrap();
     for mode in MODES {
@@ -446,7 +446,7 @@ async fn an_unreadable_segment_of_dead_letters_is_not_overwritten() {
     let disk = SimDisk::new();
     let queue = open(options(&disk));
     queue.append(batch("a", 0, 2)).await.unwrap();
-    let lease = queue.lease(WIDE).await.unwrap();
+    let lease = queue.lease(&Source::Main, WIDE).await.unwrap();
     let why = DeadReason { code: "x".to_owned(), text: "y".to_owned() };
     queue.dead_letter(&lease.events[1], &why).await.unwrap();
     drop(queue);
@@ -474,7 +474,8 @@ async fn a_flip_in_the_newer_ack_slot_is_no_loss() {
         queue.append(batch("a", i * 10, 10)).await.unwrap();
     }
     // one slot says so much is released, the other everything
-    let part = queue.lease(LeaseLimit { events: 100, bytes: 1 << 20 }).await.unwrap();
+    let part =
+        queue.lease(&Source::Main, LeaseLimit { events: 100, bytes: 1 << 20 }).await.unwrap();
     let word = format!("\"released\":{}", part.events[99].seq);
     queue.ack(part, &[]).await;
     let mut turns = 0;

@@ -6,10 +6,12 @@
 mod cli;
 mod cli_check;
 mod crash;
+mod dead;
 mod http;
 mod http_codes;
 mod log;
 mod model;
+mod parked;
 mod power;
 mod readme;
 mod recovery;

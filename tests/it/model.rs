@@ -9,7 +9,7 @@ use replicon::event::Seq;
 use replicon::fsx::sim::{MODES, SimDisk};
 use replicon::queue::conformance::batch;
 use replicon::queue::file::{FileQueue, Options};
-use replicon::queue::{DeadReason, Lease, LeaseLimit, Queue};
+use replicon::queue::{DeadReason, Lease, LeaseLimit, Queue, Source};
 
 use crate::support::full_scale;
 use crate::support::ledger::Dice;
@@ -68,7 +68,8 @@ impl Run {
             return;
         }
         let events = usize::try_from(self.dice.throw(1, 9)).unwrap();
-        let lease = self.queue.lease(LeaseLimit { events, bytes: 1 << 20 }).await.unwrap();
+        let lease =
+            self.queue.lease(&Source::Main, LeaseLimit { events, bytes: 1 << 20 }).await.unwrap();
         let from = self.model.leased;
         for (event, (seq, n)) in lease.events.iter().zip(self.model.queued.iter().skip(from)) {
             assert_eq!((event.seq, number(&event.payload)), (*seq, *n), "{}", self.what);

@@ -5,9 +5,9 @@ use std::path::Path;
 
 use replicon::event::Event;
 use replicon::fsx::sim::{Fault, Op, Persist, SimDisk};
-use replicon::queue::Queue;
 use replicon::queue::conformance::batch;
 use replicon::queue::file::{FileQueue, Options};
+use replicon::queue::{Queue, Source};
 
 use crate::support::full_scale;
 use crate::support::sim::{ACK, bytes, copy, counts, drain, open, options, segments, try_open};
@@ -196,7 +196,7 @@ async fn what_was_found_behind_the_last_sync_is_durable_before_it_is_delivered()
     // the pages of the frame are clean and not on the disk: a second crash takes them, and what was
     // handed out meanwhile must come again all the same
     let queue = open(options(&cached));
-    let lease = queue.lease(crate::support::sim::WIDE).await.unwrap();
+    let lease = queue.lease(&Source::Main, crate::support::sim::WIDE).await.unwrap();
     assert_eq!(lease.events.len(), 2, "a frame that is whole is kept");
     cached = cached.crash(Persist::Nothing, 2);
     let (again, queue) = drain(open(options(&cached))).await;
@@ -249,7 +249,7 @@ async fn damage_in_what_was_released_is_no_loss() {
     let mut left: Vec<Event> = Vec::new();
     for turn in 0..6 {
         let part = replicon::queue::LeaseLimit { events: 40, bytes: 1 << 20 };
-        let lease = queue.lease(part).await.unwrap();
+        let lease = queue.lease(&Source::Main, part).await.unwrap();
         if turn < 3 {
             queue.ack(lease, &[]).await;
         } else {

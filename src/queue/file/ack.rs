@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use super::segment::ChannelLoads;
-use crate::event::{Micros, Name, Seq};
+use crate::event::{ChannelName, Micros, Name, Seq};
 use crate::queue::accounts::Load;
 
 /// The record in the ack slots. A hint: without it the log is replayed from its oldest segment.
@@ -19,6 +19,20 @@ pub struct AckRecord {
     pub oldest: u64,
     /// Per consumer; `writer` is the one there is.
     pub consumers: BTreeMap<String, Position>,
+    /// The last seq known to be synced, and the events in the log up to it.
+    pub witness: (u64, u64),
+    /// Per parked channel, the same for the log of its own.
+    #[serde(default)]
+    pub parked: BTreeMap<String, ParkedRecord>,
+}
+
+/// How far a parked channel's log is released.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParkedRecord {
+    /// The oldest segment still needed.
+    pub oldest: u64,
+    /// How far it is released.
+    pub position: Position,
     /// The last seq known to be synced, and the events in the log up to it.
     pub witness: (u64, u64),
 }
@@ -59,6 +73,18 @@ struct Outstanding {
     segment: u64,
     received_at: Option<Micros>,
     done: bool,
+    /// Channels whose events were moved out of this lease into their own log.
+    moved: Vec<ChannelName>,
+}
+
+impl Outstanding {
+    fn holds(&self, channel: &ChannelName) -> bool {
+        !self.done && self.has(channel) && !self.moved.contains(channel)
+    }
+
+    fn has(&self, channel: &ChannelName) -> bool {
+        self.loads.contains_key(&Some(channel.clone()))
+    }
 }
 
 /// Leases under way.
@@ -117,8 +143,28 @@ impl Tracker {
     ) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        self.leases.push_back(Outstanding { id, last, loads, segment, received_at, done });
+        let moved = Vec::new();
+        self.leases.push_back(Outstanding { id, last, loads, segment, received_at, done, moved });
         id
+    }
+
+    /// Whether a lease under way holds events of the channel.
+    #[must_use]
+    pub fn holds(&self, channel: &ChannelName) -> bool {
+        self.leases.iter().any(|l| l.holds(channel))
+    }
+
+    /// Whether a lease older than this one holds events of the channel: they are parked first.
+    #[must_use]
+    pub fn holds_before(&self, id: u64, channel: &ChannelName) -> bool {
+        self.leases.iter().take_while(|l| l.id != id).any(|l| l.holds(channel))
+    }
+
+    /// This lease's events of the channel stand in a log of their own from now on.
+    pub fn moved(&mut self, id: u64, channel: &ChannelName) {
+        if let Some(lease) = self.leases.iter_mut().find(|l| l.id == id) {
+            lease.moved.push(channel.clone());
+        }
     }
 
     /// A lease ended. `false` where it is not known.

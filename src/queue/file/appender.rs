@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::dead::DeadState;
 use super::handle::Shared;
 use super::log::{Frame, Log};
 use super::record::Body;
@@ -45,6 +46,8 @@ pub struct Pending {
     pub channel: ChannelName,
     /// What was reserved for it.
     pub load: Load,
+    /// The dead letter that it puts back.
+    pub redrives: Option<Seq>,
     /// Who waits.
     pub answer: oneshot::Sender<Result<Appended, AppendError>>,
 }
@@ -323,8 +326,9 @@ impl Appender {
         }
         let mut frames = Vec::with_capacity(group.len());
         let mut answers = Vec::with_capacity(group.len());
-        for p in group {
-            let first = self.seqs.take(p.load.events);
+        let mut placed: Vec<(Pending, Seq)> = group.map(|p| self.place(p)).collect();
+        self.note_redrives(&mut placed);
+        for (p, first) in placed {
             let last = Seq(first.0 + p.load.events - 1);
             frames.push(Frame { first, body: p.body, counts: Some((p.channel.clone(), p.load)) });
             answers.push((p.channel, p.load, p.answer, Appended { first, last }));
@@ -358,6 +362,26 @@ impl Appender {
                 self.broke("write", &e);
             }
         }
+    }
+
+    fn place(&mut self, pending: Pending) -> (Pending, Seq) {
+        let first = self.seqs.take(pending.load.events);
+        (pending, first)
+    }
+
+    /// A dead letter's new seq stands beside it, durably, before the event is written: whoever starts
+    /// after a crash looks it up. Where that fails, those requests are answered and taken out.
+    fn note_redrives(&self, placed: &mut Vec<(Pending, Seq)>) {
+        let mark = |(p, new): &(Pending, Seq)| Some((p.redrives?, DeadState::Redriving(*new)));
+        let marks: Vec<_> = placed.iter().filter_map(mark).collect();
+        let Err(e) = self.shared.dead.mark(&marks) else { return };
+        let reason = format!("the dead letters cannot be marked: {e}");
+        let (failed, rest) =
+            std::mem::take(placed).into_iter().partition(|p| p.0.redrives.is_some());
+        *placed = rest;
+        let failed: Vec<_> = failed;
+        let failed = failed.into_iter().map(|(p, _)| p);
+        self.refuse_all(failed, &AppendError::Unavailable { reason });
     }
 
     fn refusal(&self) -> Option<String> {

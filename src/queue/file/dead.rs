@@ -1,36 +1,66 @@
-//! Dead letters: a log of their own, in the same format, and the set of seqs that have one.
+//! Dead letters: a log of their own, in the same format, and what has become of each.
 //!
-//! Does not know why storage refuses an event, nor who asks.
+//! Does not know why storage refuses an event, nor who asks. A letter is written once; what becomes of
+//! it is written behind it, as marks. What is settled is cleared away when it takes up too much: the
+//! rest is copied into a new segment first, and the older ones are deleted when that is synced.
 
-use std::collections::BTreeSet;
+mod letters;
+
+use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use letters::{DeadLetter, DeadState, Filter, read_all};
+use letters::{Item, Segment, each_item, segments};
+
 use super::log::{Frame, Index, Log, LogOptions};
-use super::record::{Body, Kind, Names, open_dead};
+use super::record::{Body, Names};
 use super::recovery;
-use super::segment::{ChannelLoads, Frames, Header, Step, begun_of, path_of};
+use super::segment::{ChannelLoads, path_of};
 use crate::event::{Event, Seq};
-use crate::fsx::{DiskFile, parent};
+use crate::fsx::parent;
 use crate::queue::accounts::Load;
 use crate::queue::{DeadLetterError, DeadReason};
 
+/// Less than this of settled letters is not worth clearing away.
+const WORTH_PURGING: u64 = 1 << 20;
+
 struct Inner {
+    options: LogOptions,
     log: Log,
     /// Above the names of all segments that earlier runs left.
     free: Seq,
+    /// Of all letters and marks, settled ones included.
     bytes: u64,
+    /// Of the settled letters among them.
+    settled: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    state: DeadState,
+    /// Of the letter; 0 once its content is gone.
+    size: u64,
 }
 
 /// The dead letters of a node.
 pub struct DeadLetters {
     inner: Mutex<Inner>,
     /// Apart from the log, so that nobody who looks waits for the disk.
-    seqs: Mutex<BTreeSet<Seq>>,
+    entries: Mutex<BTreeMap<Seq, Entry>>,
     /// How many seqs have one, so that the common case of none takes no lock.
     count: AtomicUsize,
+    /// Whether one is being put back.
+    redriving: AtomicBool,
+    base: PathBuf,
     max_bytes: u64,
+}
+
+/// What the disk said, as the reason why a letter is not kept.
+fn refused(e: io::Error) -> DeadLetterError {
+    DeadLetterError::Disk(e.to_string())
 }
 
 impl DeadLetters {
@@ -39,31 +69,16 @@ impl DeadLetters {
     /// # Errors
     /// What the disk says.
     pub fn open(options: LogOptions, max_bytes: u64) -> io::Result<Self> {
-        let disk = options.disk.clone();
-        let mut begun: Vec<u64> = disk
-            .list(parent(&options.base))?
-            .iter()
-            .filter_map(|name| begun_of(&options.base, name))
-            .collect();
-        begun.sort_unstable();
-        let mut seqs = BTreeSet::new();
-        let mut bytes = 0;
-        let mut tail = None;
-        for (i, name) in begun.iter().enumerate() {
-            let file: Arc<dyn DiskFile> = disk.open(&path_of(&options.base, *name))?.into();
-            let Ok((header, start)) = Header::read(&*file) else {
-                tracing::error!(segment = name, "dead-letter segment {name:020} cannot be read");
-                continue;
-            };
-            let end = begun.get(i + 1).and_then(|next| named_end(&options, *next, *name));
-            let len = end.unwrap_or(file.len()?);
-            bytes += len;
-            read_segment(Frames::new(file.clone(), header.salt(), start), *name, len, &mut seqs)?;
-            tail = Some((*name, file, header, start, len));
+        let (segments, highest) = segments(&*options.disk, &options.base)?;
+        let mut entries = BTreeMap::new();
+        let mut names = Names::default();
+        for segment in &segments {
+            read_segment(segment, &mut names, &mut entries)?;
         }
+        let bytes = segments.iter().map(|s| s.end - s.start).sum();
         // only the last one can hold what was not known to be synced
-        let tail = tail.map(|(name, file, header, start, len)| {
-            recovery::scan(file, &header, start, len).map(|found| (name, found))
+        let tail = segments.last().map(|s| {
+            recovery::scan(s.file.clone(), &s.header, s.start, s.end).map(|found| (s.begun, found))
         });
         let (previous, carried, totals, last) = match tail.transpose()? {
             None => (None, Vec::new(), ChannelLoads::new(), Seq(0)),
@@ -72,41 +87,82 @@ impl DeadLetters {
             }
         };
         // above every name there is: a segment that cannot be read is not overwritten either
-        let free = Seq(begun.last().map_or(1, |last| last + 1));
-        let mut log = Log::new(options, Arc::new(Index::default()), previous, totals, last);
+        let free = Seq(highest + 1);
+        let mut log = Log::new(options.clone(), Arc::new(Index::default()), previous, totals, last);
         if !carried.is_empty() {
             // found behind the last witness: made durable now, or on a full disk by the next letter
             if let Err(e) = log.begin(free, carried) {
                 tracing::error!("no new dead-letter segment yet: {e}");
             }
         }
-        let count = AtomicUsize::new(seqs.len());
-        Ok(Self {
-            count,
-            inner: Mutex::new(Inner { log, free, bytes }),
-            seqs: Mutex::new(seqs),
+        let settled = entries.values().filter(|e| e.state.is_settled()).map(|e| e.size).sum();
+        let letters = Self {
+            count: AtomicUsize::new(entries.len()),
+            redriving: AtomicBool::new(false),
+            base: options.base.clone(),
+            inner: Mutex::new(Inner { options, log, free, bytes, settled }),
+            entries: Mutex::new(entries),
             max_bytes,
-        })
+        };
+        letters.note_redriving();
+        Ok(letters)
     }
 
-    fn seqs(&self) -> MutexGuard<'_, BTreeSet<Seq>> {
-        self.seqs.lock().unwrap_or_else(PoisonError::into_inner)
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<Seq, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a seq has a dead letter.
+    /// The path of its segments, without the digits.
     #[must_use]
-    pub fn contains(&self, seq: Seq) -> bool {
-        self.count.load(Ordering::Acquire) > 0 && self.seqs().contains(&seq)
+    pub fn base(&self) -> &Path {
+        &self.base
     }
 
-    /// The largest seq that has one.
+    /// Whether a seq has a dead letter, in whatever state.
+    #[must_use]
+    pub fn contains(&self, seq: Seq) -> bool {
+        self.count.load(Ordering::Acquire) > 0 && self.entries().contains_key(&seq)
+    }
+
+    /// The largest seq that has one, or under which one was put back.
     #[must_use]
     pub fn last(&self) -> Seq {
-        self.seqs().last().copied().unwrap_or_default()
+        let entries = self.entries();
+        let put_back = entries.values().filter_map(|entry| match entry.state {
+            DeadState::Redriving(new) | DeadState::Redriven(new) => Some(new),
+            DeadState::Dead | DeadState::Discarded => None,
+        });
+        put_back.chain(entries.keys().last().copied()).max().unwrap_or_default()
+    }
+
+    /// Those that are being put back, and under which seqs.
+    #[must_use]
+    pub fn redriving(&self) -> Vec<(Seq, Seq)> {
+        let new = |(seq, entry): (&Seq, &Entry)| match entry.state {
+            DeadState::Redriving(new) => Some((*seq, new)),
+            _ => None,
+        };
+        self.entries().iter().filter_map(new).collect()
+    }
+
+    /// Whether any is being put back: then no segment of the log is deleted, since a start looks there.
+    #[must_use]
+    pub fn is_redriving(&self) -> bool {
+        self.redriving.load(Ordering::SeqCst)
+    }
+
+    fn note_redriving(&self) {
+        self.redriving.store(!self.redriving().is_empty(), Ordering::SeqCst);
+    }
+
+    /// The state of a seq's letter, if it has one.
+    #[must_use]
+    pub fn state(&self, seq: Seq) -> Option<DeadState> {
+        self.entries().get(&seq).map(|entry| entry.state)
     }
 
     /// Keeps an event durably, once.
@@ -115,38 +171,118 @@ impl DeadLetters {
     /// [`DeadLetterError`] where there is no room or the disk refuses; nothing is dropped.
     pub fn put(&self, event: &Event, why: &DeadReason) -> Result<(), DeadLetterError> {
         let mut inner = self.lock();
-        if self.seqs().contains(&event.seq) {
+        if self.entries().contains_key(&event.seq) {
             return Ok(());
         }
         let body = Body::dead(event, why);
         let size = body.bytes.len() as u64;
         if inner.bytes + size > self.max_bytes {
-            return Err(DeadLetterError(format!(
-                "dead_letter_max_bytes ({}) is reached: discard dead letters, or raise it",
-                self.max_bytes
-            )));
-        }
-        let say = |e: io::Error| DeadLetterError(e.to_string());
-        if !inner.log.is_open() {
-            let next = event.seq.max(inner.free);
-            inner.log.begin(next, Vec::new()).map_err(say)?;
+            return Err(DeadLetterError::Full { max_bytes: self.max_bytes });
         }
         let counts = Some((event.channel.clone(), Load { events: 1, bytes: size }));
-        let result = inner
-            .log
-            .write(vec![Frame { first: event.seq, body, counts }])
-            .and_then(|()| inner.log.seal());
-        result.map_err(say)?;
-        let mut seqs = self.seqs();
-        seqs.insert(event.seq);
-        inner.bytes += size;
-        self.count.store(seqs.len(), Ordering::Release);
-        drop(seqs);
-        // the letter is safe; a segment that could not be begun is begun by the next one
-        if let Err(e) = inner.log.rotate_if_long(event.seq.next()) {
-            tracing::warn!("no new dead-letter segment yet: {e}");
-        }
+        inner.write(vec![Frame { first: event.seq, body, counts }]).map_err(refused)?;
+        let mut entries = self.entries();
+        entries.insert(event.seq, Entry { state: DeadState::Dead, size });
+        self.count.store(entries.len(), Ordering::Release);
+        drop(entries);
+        inner.rotate();
         Ok(())
+    }
+
+    /// Notes durably what became of letters, all of them or none.
+    ///
+    /// # Errors
+    /// What the disk says; then nothing has changed.
+    pub fn mark(&self, marks: &[(Seq, DeadState)]) -> io::Result<()> {
+        if marks.is_empty() {
+            return Ok(());
+        }
+        let mut inner = self.lock();
+        let frames = marks.iter().map(|(seq, state)| mark_frame(*seq, *state)).collect();
+        inner.write(frames)?;
+        let mut entries = self.entries();
+        for (seq, state) in marks {
+            let entry = entries.entry(*seq).or_insert(Entry { state: *state, size: 0 });
+            if state.is_settled() && !entry.state.is_settled() {
+                inner.settled += entry.size;
+            }
+            entry.state = *state;
+        }
+        drop(entries);
+        self.note_redriving();
+        inner.rotate();
+        Ok(())
+    }
+
+    /// Whether so much is settled that it should be cleared away.
+    #[must_use]
+    pub fn wants_purge(&self) -> bool {
+        let inner = self.lock();
+        let full = inner.bytes + WORTH_PURGING > self.max_bytes;
+        inner.settled > 0 && (full || inner.settled > WORTH_PURGING.max(inner.bytes / 2))
+    }
+
+    /// Clears settled letters away. Of those whose event can still be redelivered, which are the seqs
+    /// above `gone`, the state is kept: it would be stored after all.
+    ///
+    /// # Errors
+    /// What the disk says; then everything is as it was, but for a segment that repeats some of it.
+    pub fn purge(&self, gone: Seq) -> io::Result<()> {
+        let mut inner = self.lock();
+        let options = inner.options.clone();
+        let (old, highest) = segments(&*options.disk, &options.base)?;
+        inner.free = inner.free.max(Seq(highest + 1));
+        let free = inner.free;
+        inner.log.start_over(free)?;
+        let before = inner.bytes;
+        inner.bytes = 0;
+        let kept = self.copy_kept(&mut inner, &old, gone);
+        if let Err(e) = kept {
+            inner.bytes += before;
+            return Err(e);
+        }
+        inner.settled = 0;
+        let mut entries = self.entries();
+        entries.retain(|seq, entry| *seq > gone || !entry.state.is_settled());
+        for entry in entries.values_mut().filter(|e| e.state.is_settled()) {
+            entry.size = 0;
+        }
+        self.count.store(entries.len(), Ordering::Release);
+        drop(entries);
+        for segment in &old {
+            options.disk.remove(&path_of(&options.base, segment.begun))?;
+        }
+        options.disk.sync_dir(parent(&options.base))
+    }
+
+    /// Copies what is still needed of `old` behind what stands in the new segment, and syncs it.
+    fn copy_kept(&self, inner: &mut Inner, old: &[Segment], gone: Seq) -> io::Result<()> {
+        let entries = self.entries().clone();
+        let mut names = Names::default();
+        for segment in old {
+            each_item(segment, &mut names, &mut |item| match item {
+                Item::Letter(_, why, event) => match entries.get(&event.seq) {
+                    Some(entry) if !entry.state.is_settled() => {
+                        let body = Body::dead(&event, &why);
+                        let load = Load { events: 1, bytes: body.bytes.len() as u64 };
+                        let counts = Some((event.channel, load));
+                        inner.write(vec![Frame { first: event.seq, body, counts }])
+                    }
+                    _ => Ok(()),
+                },
+                Item::Mark(..) => Ok(()),
+                Item::Hole(..) => Err(io::Error::other(
+                    "the dead-letter log is damaged: what is settled in it is not cleared away",
+                )),
+            })?;
+        }
+        let marked = entries.iter().filter(|(seq, entry)| match entry.state {
+            DeadState::Dead => false,
+            DeadState::Redriving(_) => true,
+            DeadState::Redriven(_) | DeadState::Discarded => **seq > gone,
+        });
+        let marks: Vec<Frame> = marked.map(|(seq, e)| mark_frame(*seq, e.state)).collect();
+        if marks.is_empty() { inner.log.seal() } else { inner.write(marks) }
     }
 
     /// Bears witness that all of it is synced.
@@ -159,33 +295,59 @@ impl DeadLetters {
     }
 }
 
-/// Collects the seqs of one segment.
-fn read_segment(
-    mut frames: Frames,
-    name: u64,
-    len: u64,
-    seqs: &mut BTreeSet<Seq>,
-) -> io::Result<()> {
-    let mut names = Names::default();
-    loop {
-        match frames.next(len)? {
-            Step::End => return Ok(()),
-            Step::Hole(from, to) => tracing::error!(
-                segment = name,
-                "dead-letter segment {name:020} is damaged between bytes {from} and {to}"
-            ),
-            Step::Frame(_, head, payload) => {
-                if head.kind == Kind::Dead && open_dead(&head, &payload, &mut names).is_some() {
-                    seqs.insert(head.first);
-                }
-            }
+impl Inner {
+    /// Writes frames and makes them durable.
+    fn write(&mut self, frames: Vec<Frame>) -> io::Result<()> {
+        if !self.log.is_open() {
+            let first = frames.iter().map(|f| f.first).max().unwrap_or_default();
+            self.log.begin(first.max(self.free), Vec::new())?;
+        }
+        let size: u64 = frames.iter().map(|f| f.body.bytes.len() as u64).sum();
+        let result = self.log.write(frames).and_then(|()| self.log.seal());
+        if result.is_err() {
+            // nobody was told of them: they must not come back with the next segment
+            self.log.forget_unsynced();
+        }
+        result?;
+        self.bytes += size;
+        Ok(())
+    }
+
+    /// What was written is safe; a segment that could not be begun is begun by the next one.
+    fn rotate(&mut self) {
+        let next = self.log.witness().0.next();
+        if let Err(e) = self.log.rotate_if_long(next) {
+            tracing::warn!("no new dead-letter segment yet: {e}");
         }
     }
 }
 
-/// The end that a segment's successor names for it.
-fn named_end(options: &LogOptions, successor: u64, of: u64) -> Option<u64> {
-    let file = options.disk.open(&path_of(&options.base, successor)).ok()?;
-    let (header, _) = Header::read(&*file).ok()?;
-    header.previous.filter(|(begun, _)| *begun == of).map(|(_, end)| end)
+fn mark_frame(seq: Seq, state: DeadState) -> Frame {
+    Frame { first: seq, body: state.body(), counts: None }
+}
+
+/// Collects what one segment says.
+fn read_segment(
+    segment: &Segment,
+    names: &mut Names,
+    entries: &mut BTreeMap<Seq, Entry>,
+) -> io::Result<()> {
+    let name = segment.begun;
+    each_item(segment, names, &mut |item| {
+        match item {
+            Item::Letter(head, ..) => {
+                let size = u64::from(head.payload_len);
+                let fresh = Entry { state: DeadState::Dead, size };
+                entries.entry(head.first).or_insert(fresh).size = size;
+            }
+            Item::Mark(seq, state) => {
+                entries.entry(seq).or_insert(Entry { state, size: 0 }).state = state;
+            }
+            Item::Hole(from, to) => tracing::error!(
+                segment = name,
+                "dead-letter segment {name:020} is damaged between bytes {from} and {to}"
+            ),
+        }
+        Ok(())
+    })
 }

@@ -3,7 +3,6 @@
 //!
 //! Does not know how segments are found, nor what is done about damage.
 
-use super::ack::AckRecord;
 use super::log::{Frame, Index, SegmentEnd};
 use super::recovery::{Damage, Found};
 use super::segment::{ChannelLoads, Header};
@@ -72,8 +71,11 @@ pub(super) fn index_segments(index: &Index, segments: &Segments, end: &LogEnd) {
 }
 
 /// A log that ends before the last seq that the ack record knows to have been synced lost its tail.
-pub(super) fn compare_with_witness(end: &mut LogEnd, ack: Option<&AckRecord>) -> Option<Damage> {
-    let (seq, events) = ack?.witness;
+pub(super) fn compare_with_witness(
+    end: &mut LogEnd,
+    witness: Option<(u64, u64)>,
+) -> Option<Damage> {
+    let (seq, events) = witness?;
     let carried: u64 = end.carried.iter().map(|f| u64::from(f.body.count)).sum();
     let have = end.totals.values().map(|l| l.events).sum::<u64>() + carried;
     if seq <= end.reached.0 || events <= have {

@@ -3,6 +3,7 @@
 //!
 //! Does not know schemas, storage or HTTP.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +14,9 @@ use tokio::sync::{Notify, oneshot};
 use super::ack::{AckRecord, Tracker, WRITER};
 use super::appender::{Inbox, Pending, SyncMode};
 use super::dead::DeadLetters;
-use super::log::Index;
+use super::log::{Index, LogOptions};
+use super::parked::ParkedLog;
+use super::parking::{Parking, Read, by_channel};
 use super::reader::{Reader, Reading};
 use super::record::{Body, MAX_PAYLOAD, cost, load_of};
 use super::recovery::Damage;
@@ -21,12 +24,12 @@ use super::segment::path_of;
 use super::slots::Slots;
 use super::state::StateFile;
 use crate::clock::Clock;
-use crate::event::{Batch, Event, Micros, Seq};
+use crate::event::{Batch, ChannelName, Event, Micros, Seq};
 use crate::fsx::{DirLock, Disk, parent};
 use crate::queue::accounts::{Accounts, Load, Outcome};
 use crate::queue::{
-    AppendError, Appended, DeadLetterError, DeadReason, Lease, LeaseLimit, Queue, QueueStats,
-    QueueStopped,
+    AppendError, Appended, DeadLetterError, DeadReason, Lease, LeaseLimit, ParkError, Parked,
+    Queue, QueueStats, QueueStopped, Source,
 };
 use crate::seq::Witness;
 use crate::task;
@@ -38,6 +41,8 @@ const KEEP_EVERY: Duration = Duration::from_millis(200);
 pub struct Shared {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) base: PathBuf,
+    /// How the main log is made.
+    pub(super) main: LogOptions,
     pub(super) clock: Clock,
     pub(super) sync: SyncMode,
     pub(super) min_free_bytes: u64,
@@ -48,6 +53,10 @@ pub struct Shared {
     pub(super) more: Notify,
     pub(super) tracker: Mutex<Tracker>,
     pub(super) reader: Mutex<Reader>,
+    pub(super) parking: Mutex<Parking>,
+    /// What is set aside, and when its oldest event was accepted, to look at without waiting.
+    pub(super) parked_view: Mutex<(Vec<Parked>, Option<Micros>)>,
+    pub(super) any_parked: AtomicBool,
     pub(super) dead: DeadLetters,
     pub(super) state: Mutex<StateFile>,
     pub(super) ack: Mutex<(Slots<AckRecord>, AckRecord)>,
@@ -63,9 +72,11 @@ pub struct Shared {
     pub(super) witness: Mutex<(Seq, u64)>,
     pub(super) sync_seconds: prometheus::Histogram,
     pub(super) keeper: (Mutex<bool>, std::sync::Condvar),
+    /// One operator's decision about dead letters at a time.
+    pub(super) redriving: tokio::sync::Mutex<()>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -92,31 +103,6 @@ impl Shared {
         *lock(&self.witness) = witness;
     }
 
-    /// Reads on; counts what was lost, and registers what is leased.
-    fn read(&self, limit: LeaseLimit) -> std::io::Result<Option<Lease>> {
-        let mut reader = lock(&self.reader);
-        let reading = reader.read(limit)?;
-        self.note_loss(&reading);
-        let mut tracker = lock(&self.tracker);
-        if reading.segment > 0 {
-            tracker.reading(reading.segment);
-        }
-        let lease = match (reading.events.first(), reading.events.last()) {
-            (Some(first), Some(last)) => {
-                let (last, at, segment) = (last.seq, first.received_at, reading.first_segment);
-                let id = tracker.leased(last, reading.loads, segment, at);
-                Some((last, Lease { id, events: reading.events }))
-            }
-            _ => None,
-        };
-        // released after what is in hand, since it may lie between two events of it
-        let last = lease.as_ref().map_or(reading.lost_before, |(last, _)| *last);
-        if !reading.lost.is_empty() {
-            tracker.skipped(last, reading.lost, reading.segment);
-        }
-        Ok(lease.map(|(_, lease)| lease))
-    }
-
     fn report(&self, damage: &Damage) -> std::io::Result<bool> {
         let mut state = self.state();
         let reported = state.report(damage);
@@ -124,7 +110,7 @@ impl Shared {
         reported
     }
 
-    fn note_loss(&self, reading: &Reading) {
+    pub(super) fn note_loss(&self, reading: &Reading) {
         for damage in &reading.damage {
             match self.report(damage) {
                 Ok(true) => tracing::error!(
@@ -142,16 +128,28 @@ impl Shared {
         self.accounts.resolved(lost);
     }
 
-    /// Makes the position durable, then deletes what lies wholly before it.
+    /// Makes the positions durable, then deletes what lies wholly before them.
     pub(super) fn keep(&self) -> std::io::Result<()> {
+        if self.any_parked.load(Ordering::SeqCst) {
+            let mut parking = lock(&self.parking);
+            self.keep_with(&mut parking)
+        } else {
+            self.keep_with(&mut Parking { main: self.main.clone(), channels: BTreeMap::new() })
+        }
+    }
+
+    fn keep_with(&self, parking: &mut Parking) -> std::io::Result<()> {
         let (change, oldest) = {
             let mut tracker = lock(&self.tracker);
             (tracker.take_change(), tracker.oldest_segment())
         };
         let mut ack = lock(&self.ack);
         let (slots, record) = &mut *ack;
-        let deletable = self.index.oldest().is_some_and(|first| first < oldest);
-        if change.is_none() && !deletable {
+        let (parked, parked_unneeded) = Self::keep_parked(parking, record);
+        // a start looks there whether a dead letter that was being put back is in the log
+        let deletable = !self.dead.is_redriving();
+        let old = deletable && self.index.oldest().is_some_and(|first| first < oldest);
+        if change.is_none() && !old && parked == record.parked {
             return Ok(());
         }
         let mut next = record.clone();
@@ -160,17 +158,22 @@ impl Shared {
         }
         let (last, events) = *lock(&self.witness);
         next.witness = (last.0, events);
+        next.parked = parked;
         // the other slot may be the one that a start reads: only what neither needs is deleted
         let unneeded = record.oldest.min(oldest);
         next.oldest = next.oldest.max(oldest);
         if let Err(e) = slots.write(&next) {
             lock(&self.tracker).still_changed();
+            parking.still_changed();
             return Err(e);
         }
         *record = next;
         drop(ack);
         // only now does nothing need them
-        let mut result = Ok(());
+        let mut result = self.drop_parked(parking, &parked_unneeded);
+        if !deletable {
+            return result;
+        }
         let gone = self.index.drop_before(unneeded);
         for begun in &gone {
             result = result.and(self.disk.remove(&path_of(&self.base, *begun)));
@@ -186,6 +189,15 @@ impl Shared {
         }
     }
 
+    /// Clears settled dead letters away where they take up too much.
+    fn purge_dead(&self) {
+        if self.dead.wants_purge()
+            && let Err(e) = self.dead.purge(self.gone_below())
+        {
+            tracing::error!("settled dead letters cannot be cleared away: {e}");
+        }
+    }
+
     pub(super) fn keep_until_stopped(&self) {
         let (stop, bell) = &self.keeper;
         let mut failing = false;
@@ -196,6 +208,7 @@ impl Shared {
                 *wait.unwrap_or_else(PoisonError::into_inner).0
             };
             self.look_ahead();
+            self.purge_dead();
             match self.keep() {
                 Ok(()) => failing = false,
                 Err(e) if !failing => {
@@ -257,6 +270,94 @@ impl FileQueue {
         Ok(())
     }
 
+    /// How long a refused client should wait, from the drain rate of the last seconds.
+    #[must_use]
+    pub fn retry_after(&self) -> Duration {
+        self.shared.accounts.retry_after()
+    }
+
+    /// Hands a batch to the log thread; what comes of it is awaited.
+    pub(super) fn push(
+        &self,
+        batch: Batch,
+        redrives: Option<Seq>,
+    ) -> Result<oneshot::Receiver<Result<Appended, AppendError>>, AppendError> {
+        if !self.shared.certain.load(Ordering::SeqCst) {
+            let reason = "this node's first start: storage or a peer must be reached once, to learn which seqs are in use";
+            return Err(AppendError::Unavailable { reason: reason.to_owned() });
+        }
+        let load = load_of(&batch);
+        self.shared.accounts.reserve(&batch.channel, load)?;
+        let (answer, answered) = oneshot::channel();
+        let body = Body::events(&batch);
+        if body.bytes.len() > MAX_PAYLOAD as usize {
+            self.shared.accounts.release_reserved(&batch.channel, load);
+            return Err(AppendError::TooLarge { ceiling: "512 MiB a request" });
+        }
+        let pending = Pending { body, channel: batch.channel, load, redrives, answer };
+        if let Err((back, reason)) = self.shared.inbox.push(pending) {
+            self.shared.accounts.release_reserved(&back.channel, back.load);
+            return Err(AppendError::Unavailable { reason: reason.to_owned() });
+        }
+        Ok(answered)
+    }
+
+    async fn lease_main(&self, limit: LeaseLimit) -> Result<Lease, QueueStopped> {
+        loop {
+            // registered before the look, so that nothing falls between them
+            let more = self.shared.more.notified();
+            tokio::pin!(more);
+            more.as_mut().enable();
+            if !self.shared.leasing.load(Ordering::SeqCst) {
+                return Err(QueueStopped);
+            }
+            let shared = self.shared.clone();
+            match task::blocking(move || shared.read(limit)).await {
+                Ok(Read::Lease(lease)) => return Ok(lease),
+                Ok(Read::Again) => {}
+                Ok(Read::Nothing) => more.await,
+                Err(e) => {
+                    tracing::error!("the log cannot be read: {e}; tried again in a second");
+                    let _ = tokio::time::timeout(Duration::from_secs(1), more).await;
+                }
+            }
+        }
+    }
+
+    async fn lease_parked(
+        &self,
+        channel: &ChannelName,
+        limit: LeaseLimit,
+    ) -> Result<Lease, QueueStopped> {
+        if !self.shared.leasing.load(Ordering::SeqCst) {
+            return Err(QueueStopped);
+        }
+        let (shared, theirs) = (self.shared.clone(), channel.clone());
+        let read = task::blocking(move || shared.read_parked(&theirs, limit)).await;
+        let lease = read.unwrap_or_else(|e| {
+            tracing::error!(%channel, "the log of parked channel {channel} cannot be read: {e}; tried again in a few seconds");
+            None
+        });
+        let from = Source::Parked(channel.clone());
+        Ok(lease.unwrap_or(Lease { id: 0, from, events: Vec::new() }))
+    }
+
+    /// Waits until no older lease holds events of the channel: copies stand in order.
+    async fn turn(&self, id: u64, channel: &ChannelName, why: &str) -> Result<(), ParkError> {
+        loop {
+            let more = self.shared.more.notified();
+            tokio::pin!(more);
+            more.as_mut().enable();
+            if !self.shared.leasing.load(Ordering::SeqCst) {
+                return Err(ParkError::Stopped);
+            }
+            if self.shared.begin_parking(id, channel, why) {
+                return Ok(());
+            }
+            more.await;
+        }
+    }
+
     /// Hands out no more leases; those under way may still be acked. Waiters are woken.
     pub fn stop_leasing(&self) {
         self.shared.leasing.store(false, Ordering::SeqCst);
@@ -272,6 +373,7 @@ impl FileQueue {
         // the log thread first: the keeper's last record bears witness to what it sealed
         for (i, thread) in threads.drain(..).enumerate() {
             if i == 1 {
+                self.shared.seal_parked();
                 *lock(&self.shared.keeper.0) = true;
                 self.shared.keeper.1.notify_one();
             }
@@ -292,54 +394,44 @@ impl Drop for FileQueue {
 
 impl Queue for FileQueue {
     async fn append(&self, batch: Batch) -> Result<Appended, AppendError> {
-        if !self.shared.certain.load(Ordering::SeqCst) {
-            let reason = "this node's first start: storage or a peer must be reached once, to learn which seqs are in use";
-            return Err(AppendError::Unavailable { reason: reason.to_owned() });
-        }
-        let load = load_of(&batch);
-        self.shared.accounts.reserve(&batch.channel, load)?;
-        let (answer, answered) = oneshot::channel();
-        let body = Body::events(&batch);
-        if body.bytes.len() > MAX_PAYLOAD as usize {
-            self.shared.accounts.release_reserved(&batch.channel, load);
-            return Err(AppendError::TooLarge { ceiling: "512 MiB a request" });
-        }
-        let pending = Pending { body, channel: batch.channel, load, answer };
-        if let Err((back, reason)) = self.shared.inbox.push(pending) {
-            self.shared.accounts.release_reserved(&back.channel, back.load);
-            return Err(AppendError::Unavailable { reason: reason.to_owned() });
-        }
-        answered.await.unwrap_or_else(|_| {
+        self.push(batch, None)?.await.unwrap_or_else(|_| {
             Err(AppendError::Doubt { reason: "the log thread ended".to_owned() })
         })
     }
 
-    async fn lease(&self, limit: LeaseLimit) -> Result<Lease, QueueStopped> {
-        loop {
-            // registered before the look, so that nothing falls between them
-            let more = self.shared.more.notified();
-            tokio::pin!(more);
-            more.as_mut().enable();
-            if !self.shared.leasing.load(Ordering::SeqCst) {
-                return Err(QueueStopped);
-            }
-            let shared = self.shared.clone();
-            match task::blocking(move || shared.read(limit)).await {
-                Ok(Some(lease)) => return Ok(lease),
-                Ok(None) => more.await,
-                Err(e) => {
-                    tracing::error!("the log cannot be read: {e}; tried again in a second");
-                    let _ = tokio::time::timeout(Duration::from_secs(1), more).await;
-                }
-            }
+    async fn lease(&self, from: &Source, limit: LeaseLimit) -> Result<Lease, QueueStopped> {
+        match from {
+            Source::Main => self.lease_main(limit).await,
+            Source::Parked(channel) => self.lease_parked(channel, limit).await,
         }
+    }
+
+    async fn park(
+        &self,
+        lease: &mut Lease,
+        seqs: &BTreeSet<Seq>,
+        why: &str,
+    ) -> Result<(), ParkError> {
+        if let Source::Parked(_) = lease.from {
+            return Ok(());
+        }
+        for (channel, events) in by_channel(lease, seqs) {
+            self.turn(lease.id, &channel, why).await?;
+            let (shared, id, theirs) = (self.shared.clone(), lease.id, channel.clone());
+            task::blocking(move || shared.copy_aside(id, &theirs, &events)).await?;
+            lease.events.retain(|e| e.channel != channel || !seqs.contains(&e.seq));
+        }
+        Ok(())
     }
 
     async fn ack(&self, lease: Lease, dead: &[Seq]) {
         let mut group: Vec<(_, Load, Outcome)> = Vec::new();
         for event in &lease.events {
-            let outcome =
-                if dead.contains(&event.seq) { Outcome::DeadLettered } else { Outcome::Stored };
+            let outcome = if dead.binary_search(&event.seq).is_ok() {
+                Outcome::DeadLettered
+            } else {
+                Outcome::Stored
+            };
             let load = Load { events: 1, bytes: cost(event.payload.len()) };
             match group.last_mut() {
                 Some((channel, sum, o)) if *channel == &event.channel && *o == outcome => {
@@ -348,9 +440,16 @@ impl Queue for FileQueue {
                 _ => group.push((&event.channel, load, outcome)),
             }
         }
-        let known = lock(&self.shared.tracker).done(lease.id);
+        let known = match &lease.from {
+            Source::Main => lock(&self.shared.tracker).done(lease.id),
+            Source::Parked(channel) => self.shared.done_parked(channel, lease.id),
+        };
         debug_assert!(known, "a lease is acked once");
         self.shared.accounts.resolved(group.into_iter().map(|(c, l, o)| (Some(c), l, o)));
+        if self.shared.any_parked.load(Ordering::SeqCst) {
+            // whoever waits for this lease's events to be out of the way
+            self.shared.more.notify_waiters();
+        }
     }
 
     async fn dead_letter(&self, event: &Event, why: &DeadReason) -> Result<(), DeadLetterError> {
@@ -363,17 +462,18 @@ impl Queue for FileQueue {
     }
 
     fn first_unacked(&self) -> Seq {
-        lock(&self.shared.tracker).released().next().max(self.shared.deliverable)
-    }
-
-    fn retry_after(&self) -> Duration {
-        self.shared.accounts.retry_after()
+        let main = lock(&self.shared.tracker).released().next().max(self.shared.deliverable);
+        let parking = lock(&self.shared.parking);
+        let logs = parking.channels.values().filter_map(|aside| aside.log.as_ref());
+        logs.map(ParkedLog::first_unacked).min().map_or(main, |parked| parked.min(main))
     }
 
     fn stats(&self) -> QueueStats {
         let (channels, queued, drain_per_second) = self.shared.accounts.snapshot();
         let leased = lock(&self.shared.tracker).oldest();
+        let (parked, oldest_parked) = lock(&self.shared.parked_view).clone();
         let oldest = leased.or_else(|| *lock(&self.shared.next_at));
+        let oldest = oldest.into_iter().chain(oldest_parked).min();
         let refusing = if self.shared.certain.load(Ordering::SeqCst) {
             self.shared.refusing()
         } else {
@@ -386,6 +486,7 @@ impl Queue for FileQueue {
             drain_per_second,
             refusing,
             damage: lock(&self.shared.damage).iter().map(ToString::to_string).collect(),
+            parked,
         }
     }
 }

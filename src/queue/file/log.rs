@@ -75,6 +75,13 @@ impl Index {
         self.lock().iter().find(|s| s.begun == begun).copied()
     }
 
+    /// The last segment begun at or before this seq; the oldest where there is none.
+    #[must_use]
+    pub fn last_begun_by(&self, seq: u64) -> Option<SegmentEnd> {
+        let all = self.lock();
+        all.iter().rfind(|s| s.begun <= seq).or_else(|| all.first()).copied()
+    }
+
     /// The first segment after that name.
     #[must_use]
     pub fn after(&self, begun: Option<u64>) -> Option<SegmentEnd> {
@@ -247,7 +254,7 @@ impl Log {
         let (running, synced) = (self.running + pending, active.synced);
         encode_frames(&mut self.buffer, &frames, &active.header, running, synced);
         if let Err(e) = active.file.write_at(&self.buffer, active.len) {
-            self.close_failed();
+            self.close_active();
             return Err(e);
         }
         active.len += self.buffer.len() as u64;
@@ -268,7 +275,7 @@ impl Log {
             return Ok(());
         }
         if let Err(e) = active.file.sync() {
-            self.close_failed();
+            self.close_active();
             return Err(e);
         }
         active.synced = active.len;
@@ -290,7 +297,7 @@ impl Log {
         self.unsynced.clear();
     }
 
-    fn close_failed(&mut self) {
+    fn close_active(&mut self) {
         if let Some(active) = self.active.take() {
             self.previous = Some((active.header.begun, active.synced));
             self.index.synced(active.synced);
@@ -318,12 +325,20 @@ impl Log {
     /// As [`Log::begin`].
     pub fn rotate_if_long(&mut self, next: Seq) -> io::Result<()> {
         let most = self.options.segment_bytes;
-        let Some(active) = self.active.take_if(|a| a.len >= most && a.len == a.synced) else {
-            return Ok(());
-        };
-        self.previous = Some((active.header.begun, active.synced));
-        self.index.synced(active.synced);
-        self.index.close_last();
+        match &self.active {
+            Some(active) if active.len >= most && active.len == active.synced => {
+                self.start_over(next)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Begins a new segment, whatever the length of the one before.
+    ///
+    /// # Errors
+    /// As [`Log::begin`].
+    pub fn start_over(&mut self, next: Seq) -> io::Result<()> {
+        self.close_active();
         self.begin(next, Vec::new())
     }
 

@@ -7,7 +7,8 @@
 //! | file | what it is |
 //! | --- | --- |
 //! | `P.<20 digits>` | a segment of the log; the digits are the first seq free when it was begun, so that names sort in order |
-//! | `P.dead.<20 digits>` | a segment of the dead-letter log: same format, frames of kind 3 and 4 |
+//! | `P.dead.<20 digits>` | a segment of the dead-letter log: same format, frames of kind 3 (a letter) and 4 (what became of one) |
+//! | `P.parked.<channel>.<20 digits>` | a segment of the log of a channel that is set aside: same format |
 //! | `P….new` | a segment being made; never read, removed by the next start |
 //! | `P.lock`, `node.state.lock` | held with `flock` by the node |
 //! | `queue_file_ack_path` | two alternating slots: how far the log is released |
@@ -75,9 +76,13 @@ mod end;
 pub mod handle;
 pub mod log;
 pub mod open;
+mod parked;
+mod parking;
 pub mod reader;
 pub mod record;
 pub mod recovery;
+mod redrive;
+mod restore;
 pub mod segment;
 pub mod slots;
 pub mod state;

@@ -2,24 +2,28 @@
 //!
 //! Does not know storage: identities that only storage or peers know of come later.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use super::ack::{AckRecord, Tracker, WRITER};
+use super::ack::{AckRecord, WRITER};
 use super::appender::{Appender, Inbox, SyncMode};
 use super::dead::DeadLetters;
-use super::end::{LogEnd, Segments, compare_with_witness, counts_with, index_segments, log_end};
 use super::handle::{FileQueue, Shared};
-use super::log::{Frame, Index, Log, LogOptions};
+use super::log::{Frame, Log, LogOptions};
+use super::parked::{self, ParkedLog};
+use super::parking::{Aside, Parking};
 use super::reader::Reader;
-use super::recovery::{self, Damage};
-use super::segment::{ChannelLoads, Header, HeaderError, LogKind, begun_of, missing_from, path_of};
+use super::recovery::Damage;
+use super::redrive;
+use super::restore::{Restored, restore};
+use super::segment::{LogKind, begun_of};
 use super::slots::{self, Slots};
 use super::state::{FoundState, NodeState, StateFile, new_node_id};
 use crate::clock::Clock;
-use crate::event::{Origin, Seq};
+use crate::event::{ChannelName, Name, Origin, Seq};
 use crate::fsx::{DirLock, Disk, LockError, durable_dir, parent};
 use crate::queue::accounts::{Accounts, Ceilings};
 use crate::seq::Seqs;
@@ -102,7 +106,7 @@ pub enum OpenError {
     },
 }
 
-fn at(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     move |source| OpenError::Io { path: path.to_owned(), source }
 }
 
@@ -130,14 +134,17 @@ impl FileQueue {
         sweep(&options).map_err(at(&dir))?;
         let ack = find_ack(&options.place())?;
         let state = find_state(&options.place())?;
-        let segments = find_segments(&options)?;
+        let main_options = log_options(&options, options.path.clone());
+        let position = ack.1.as_ref().and_then(|a| a.consumers.get(WRITER));
+        let main = restore(main_options.clone(), position, ack.1.as_ref().map(|a| a.witness))?;
+        let parked = find_parked(&main_options, ack.1.as_ref())?;
         let dead_base = suffixed(&options.path, ".dead");
         let dead = DeadLetters::open(
             LogOptions { kind: LogKind::Dead, ..log_options(&options, dead_base.clone()) },
             options.dead_letter_max_bytes,
         );
         let dead = dead.map_err(at(&dead_base))?;
-        Recovered { ack, state, segments, dead, lock }.start(options)
+        Recovered { ack, state, main, main_options, parked, dead, lock }.start(options)
     }
 }
 
@@ -145,74 +152,65 @@ impl FileQueue {
 struct Recovered {
     ack: (Option<Slots<AckRecord>>, Option<AckRecord>),
     state: (Option<StateFile>, bool),
-    segments: Segments,
+    main: Restored,
+    main_options: LogOptions,
+    parked: Vec<parked::Found>,
     dead: DeadLetters,
     lock: Vec<DirLock>,
 }
 
 impl Recovered {
     /// One above every seq that our own records show or reserve.
-    fn used(&self, end: &LogEnd, ack: Option<&AckRecord>) -> u64 {
-        let released = ack.and_then(|a| a.consumers.get(WRITER)).map_or(0, |p| p.released + 1);
+    fn used(&self) -> u64 {
         let used = [
-            end.last.0 + 1,
-            end.reached.0 + 1,
+            self.main.used(),
+            self.parked.iter().map(|found| found.used).max().unwrap_or(0),
             self.dead.last().0 + 1,
-            released,
-            ack.map_or(0, |a| a.witness.0 + 1),
-            self.segments.highest + 1,
+            self.ack.1.as_ref().map_or(0, |a| a.witness.0 + 1),
             self.state.0.as_ref().map_or(0, |s| s.record.ceiling),
         ];
         used.into_iter().max().unwrap_or(1)
     }
 
     fn start(mut self, options: Options) -> Result<FileQueue, OpenError> {
-        let index = Arc::new(Index::default());
+        let used = self.used();
         let (slots, ack) = std::mem::take(&mut self.ack);
-        let position = ack.as_ref().and_then(|a| a.consumers.get(WRITER));
-        let released = position.map(|p| (Seq(p.released), p.loads()));
-        let mut end = log_end(&self.segments, released.as_ref());
-        index_segments(&index, &self.segments, &end);
-        let mut damage = std::mem::take(&mut end.damage);
-        damage.extend(compare_with_witness(&mut end, ack.as_ref()));
-        // what was released is stored, readable today or not
-        damage.retain(|d| released.as_ref().is_none_or(|(seq, _)| d.to > seq.0));
-
-        let used = self.used(&end, ack.as_ref());
         let (certain, (mut state, mut seqs)) =
             (self.state.1, state_for(self.state.0, &options, used)?);
+        let mut damage = std::mem::take(&mut self.main.damage);
+        damage.extend(self.parked.iter().flat_map(|found| found.damage.iter().cloned()));
         report(&damage, &mut state, &options)?;
-        let counted = counts_with(&end);
-        let start_counts = released.as_ref().map(|(_, loads)| loads.clone()).unwrap_or_else(|| {
-            self.segments.headers.first().map(|h| h.before.clone()).unwrap_or_default()
-        });
-        let accounts = accounts_with(&options, &counted, &start_counts);
-        let mut log = Log::new(
-            log_options(&options, options.path.clone()),
-            index.clone(),
-            end.previous,
-            end.totals,
-            end.last,
-        );
-        let first_carried = end.carried.first().map(|frame| frame.first);
-        let begun = begin(&mut log, &mut seqs, &mut state, end.carried);
-        let tracker = Tracker::new(released.as_ref().map_or(Seq(0), |(seq, _)| *seq), start_counts);
-        let mut reader =
-            Reader::new(options.disk.clone(), options.path.clone(), index.clone(), released);
+        redrive::settle(&self.dead, &self.main_options, &self.main.index, &self.main.end.carried)
+            .map_err(at(&options.path))?;
+        let accounts = Accounts::new(options.ceilings, options.clock.clone());
+        let parked_loads = self.parked.iter().flat_map(|found| found.unreleased.clone());
+        for (channel, load) in self.main.unreleased().into_iter().chain(parked_loads) {
+            accounts.recovered(channel.as_ref(), load);
+        }
+        let mut log = self.main.log();
+        let (tracker, mut reader) = (self.main.tracker(), self.main.reader());
+        let carried = std::mem::take(&mut self.main.end.carried);
+        let first_carried = carried.first().map(|frame| frame.first);
+        let begun = begin(&mut log, &mut seqs, &mut state, carried);
         let ack = ack_slots(slots, ack, &options)?;
         let deliverable = deliverable(&mut reader, first_carried.unwrap_or(seqs.peek()));
+        let parking = parking(&self.main_options, self.parked);
         let shared = Shared {
             disk: options.disk.clone(),
             base: options.path.clone(),
+            main: self.main_options,
             clock: options.clock.clone(),
             sync: options.sync,
             min_free_bytes: options.min_free_bytes,
             accounts,
-            index,
+            index: self.main.index,
             inbox: Inbox::default(),
             more: tokio::sync::Notify::new(),
             tracker: Mutex::new(tracker),
             reader: Mutex::new(reader),
+            any_parked: AtomicBool::new(!parking.channels.is_empty()),
+            parked_view: Mutex::new(parking.view()),
+            parking: Mutex::new(parking),
             dead: self.dead,
             witness: Mutex::new(log.witness()),
             ack: Mutex::new(ack),
@@ -225,12 +223,47 @@ impl Recovered {
             deliverable,
             sync_seconds: options.sync_seconds.clone(),
             keeper: (Mutex::new(false), std::sync::Condvar::new()),
+            redriving: tokio::sync::Mutex::new(()),
         };
         if let Err(e) = begun {
             shared.refuse(Some(format!("no new log segment: {e}")));
         }
         run(shared, log, seqs, &options, certain, self.lock)
     }
+}
+
+/// The parked channels that earlier runs left: by their segments, and by the ack record, which shows
+/// where all segments of one are gone.
+fn find_parked(
+    main: &LogOptions,
+    ack: Option<&AckRecord>,
+) -> Result<Vec<parked::Found>, OpenError> {
+    let mut channels = parked::channels(&*main.disk, &main.base).map_err(at(&main.base))?;
+    let known = ack.into_iter().flat_map(|a| a.parked.keys()).filter_map(|c| Name::new(c).ok());
+    channels.extend(known);
+    channels.sort_unstable();
+    channels.dedup();
+    let find = |channel: ChannelName| {
+        let record = ack.and_then(|a| a.parked.get(channel.as_str()));
+        ParkedLog::find(main, channel, record)
+    };
+    channels.into_iter().map(find).collect()
+}
+
+/// Those that still hold something, as they go on.
+fn parking(main: &LogOptions, found: Vec<parked::Found>) -> Parking {
+    let mut channels = BTreeMap::new();
+    for parked::Found { channel, mut log, .. } in found {
+        if log.index.oldest().is_none() {
+            // the ack record alone still knows it
+            continue;
+        }
+        log.look();
+        let why = "found so at start".to_owned();
+        tracing::warn!(%channel, "channel {channel} is parked since an earlier run; its events are tried again at once");
+        channels.insert(channel, Aside { log: Some(log), why });
+    }
+    Parking { main: main.clone(), channels }
 }
 
 /// The first seq that this start can deliver; `or` where the index shows nothing (on a full disk the
@@ -257,15 +290,6 @@ fn report(damage: &[Damage], state: &mut StateFile, options: &Options) -> Result
         }
     }
     Ok(())
-}
-
-/// Accounts that begin with what is in the log and not released.
-fn accounts_with(options: &Options, all: &ChannelLoads, released: &ChannelLoads) -> Accounts {
-    let accounts = Accounts::new(options.ceilings, options.clock.clone());
-    for (channel, load) in missing_from(released, all) {
-        accounts.recovered(channel.as_ref(), load);
-    }
-    accounts
 }
 
 /// Starts the threads.
@@ -320,9 +344,12 @@ fn log_options(options: &Options, base: PathBuf) -> LogOptions {
 /// Removes what a start or a rotation was making when it died: nothing ever depended on it.
 fn sweep(options: &Options) -> io::Result<()> {
     let dead = suffixed(&options.path, ".dead");
+    let parked = parked::channels(&*options.disk, &options.path)?;
+    let parked: Vec<PathBuf> = parked.iter().map(|c| parked::base_of(&options.path, c)).collect();
     for name in options.disk.list(parent(&options.path))? {
         let made = name.strip_suffix(".new").is_some_and(|name| {
-            begun_of(&options.path, name).is_some() || begun_of(&dead, name).is_some()
+            let logs = [&options.path, &dead].into_iter().chain(&parked);
+            logs.into_iter().any(|base| begun_of(base, name).is_some())
         });
         if made {
             options.disk.remove(&parent(&options.path).join(name))?;
@@ -392,7 +419,7 @@ fn find_ack(place: &Place<'_>) -> Result<Ack, OpenError> {
     }
 }
 
-fn other_origin(path: &Path, owner: String, wanted: &Origin) -> OpenError {
+pub(super) fn other_origin(path: &Path, owner: String, wanted: &Origin) -> OpenError {
     OpenError::OtherOrigin { path: path.to_owned(), owner, wanted: wanted.clone() }
 }
 
@@ -452,54 +479,6 @@ fn state_for(
     };
     seqs.reserved(ceiling);
     Ok((state, seqs))
-}
-
-fn find_segments(options: &Options) -> Result<Segments, OpenError> {
-    let dir = parent(&options.path);
-    let names = options.disk.list(dir).map_err(at(dir))?;
-    let mut begun: Vec<u64> =
-        names.iter().filter_map(|name| begun_of(&options.path, name)).collect();
-    begun.sort_unstable();
-    let mut headers = Vec::new();
-    let mut last = None;
-    for name in &begun {
-        let path = path_of(&options.path, *name);
-        let file: Arc<dyn crate::fsx::DiskFile> =
-            options.disk.open(&path).map_err(at(&path))?.into();
-        let (header, start) = match Header::read(&*file) {
-            Ok(found) => found,
-            Err(HeaderError::Io(e)) => return Err(at(&path)(e)),
-            Err(HeaderError::Damaged) => {
-                tracing::error!(
-                    segment = name,
-                    "segment {} cannot be read: its header is damaged",
-                    path.display()
-                );
-                continue;
-            }
-            Err(e @ HeaderError::Version(_)) => {
-                return Err(OpenError::Segment { path, text: e.to_string() });
-            }
-        };
-        if header.origin != options.origin {
-            return Err(other_origin(&path, header.origin.to_string(), &options.origin));
-        }
-        if header.kind != LogKind::Queue {
-            return Err(OpenError::Segment { path, text: "it holds no events".to_owned() });
-        }
-        last = Some((file, start));
-        headers.push(header);
-    }
-    // only the last one is read: the others' ends stand in their successors' headers
-    let last = match (last, headers.last()) {
-        (Some((file, start)), Some(header)) => {
-            let path = path_of(&options.path, header.begun);
-            let len = file.len().map_err(at(&path))?;
-            Some(recovery::scan(file, header, start, len).map_err(at(&path))?)
-        }
-        _ => None,
-    };
-    Ok(Segments { headers, last, highest: begun.last().copied().unwrap_or(0) })
 }
 
 /// The new segment of this start. On a full disk it is tried again by the log thread, while older

@@ -33,6 +33,8 @@ pub struct Reading {
     pub events: Vec<Event>,
     /// What they count, per channel.
     pub loads: ChannelLoads,
+    /// The last seq read; it stays when the event itself is taken elsewhere.
+    pub through: Option<Seq>,
     /// The segment of the first of them.
     pub first_segment: u64,
     /// The segment that is read now.
@@ -122,7 +124,7 @@ impl Reader {
                     Ok(true) => {}
                     Ok(false) => return Ok(reading),
                     // what is in hand was taken out of the log's order: it must go on its way
-                    Err(_) if !reading.events.is_empty() => return Ok(reading),
+                    Err(_) if reading.through.is_some() => return Ok(reading),
                     Err(e) => {
                         self.kept = reading;
                         return Err(e);
@@ -133,6 +135,17 @@ impl Reader {
                 return Ok(reading);
             }
         }
+    }
+
+    /// The last seq that was come by, released before this process or read.
+    #[must_use]
+    pub fn last(&self) -> Seq {
+        self.last
+    }
+
+    /// Takes back what could not be dealt with: the next reading begins with it.
+    pub fn give_back(&mut self, reading: Reading) {
+        self.kept = reading;
     }
 
     /// Takes events out of the open frame; whether the limit was reached.
@@ -148,9 +161,10 @@ impl Reader {
             if event.seq <= self.skip_to {
                 continue;
             }
-            if reading.events.is_empty() {
+            if reading.through.is_none() {
                 reading.first_segment = reading.segment;
             }
+            reading.through = Some(event.seq);
             *bytes += len;
             *load = load.plus(Load { events: 1, bytes: cost(len) });
             reading.events.push(event);

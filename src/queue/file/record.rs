@@ -200,6 +200,14 @@ impl Body {
         Self::new(Kind::Dead, out, 1)
     }
 
+    /// A change of a dead letter's state: what it is now, and the seq it was put back under.
+    #[must_use]
+    pub fn mark(state: u8, new: Seq) -> Self {
+        let mut out = vec![state];
+        out.extend_from_slice(&new.0.to_le_bytes());
+        Self::new(Kind::Mark, out, 0)
+    }
+
     /// A seal: no payload.
     #[must_use]
     pub fn seal() -> Self {
@@ -243,6 +251,12 @@ pub fn open_dead(head: &Head, payload: &Bytes, names: &mut Names) -> Option<(Dea
     let text = String::from_utf8_lossy(payload.get(code_end + 2..text_end)?).into_owned();
     let event = EventsFrame::open(head, payload.slice(text_end..), names)?.next()?;
     Some((DeadReason { code, text }, event))
+}
+
+/// A mark's payload, opened.
+#[must_use]
+pub fn open_mark(payload: &Bytes) -> Option<(u8, Seq)> {
+    (payload.len() == 9).then(|| (payload[0], Seq(u64_at(payload, 1))))
 }
 
 /// Channel names already seen, so that a frame does not allocate its own.

@@ -31,6 +31,8 @@ pub enum LogKind {
     Queue = 1,
     /// Dead letters.
     Dead = 2,
+    /// Events of a channel that waits apart from the others.
+    Parked = 3,
 }
 
 /// Counts per channel; `None` holds what damage hid.
@@ -184,6 +186,7 @@ impl Header {
         let kind = match b[18] {
             1 => LogKind::Queue,
             2 => LogKind::Dead,
+            3 => LogKind::Parked,
             _ => return None,
         };
         let block = u64::from(u32_at(b, 20));

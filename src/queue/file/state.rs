@@ -12,7 +12,7 @@ use super::slots::{Found, Slots};
 use crate::fsx::{Disk, parent};
 
 /// The most damage reports that are kept; more are counted in the last.
-const MAX_DAMAGE: usize = 1000;
+pub const MAX_DAMAGE: usize = 1000;
 
 /// The record.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +28,9 @@ pub struct NodeState {
     pub certain: bool,
     /// Unacknowledged damage.
     pub damage: Vec<Damage>,
+    /// Acknowledged damage: a start that finds it again says nothing.
+    #[serde(default)]
+    pub acknowledged: Vec<Damage>,
 }
 
 /// The file and its record.
@@ -103,7 +106,7 @@ impl StateFile {
             d.segment == damage.segment
                 && (d.from == damage.from || (d.to, d.events) == (damage.to, damage.events))
         };
-        if self.record.damage.iter().any(known) {
+        if self.record.damage.iter().chain(&self.record.acknowledged).any(known) {
             return Ok(false);
         }
         self.update(|record| {

@@ -12,7 +12,7 @@ use replicon::fsx::sim::SimDisk;
 use replicon::queue::accounts::{Ceilings, Counts};
 use replicon::queue::conformance::MAX_EVENTS;
 use replicon::queue::file::{FileQueue, OpenError, Options, SyncMode};
-use replicon::queue::{LeaseLimit, Queue};
+use replicon::queue::{LeaseLimit, Queue, Source};
 use replicon::task::Spine;
 
 /// Where the log lies.
@@ -87,7 +87,7 @@ pub async fn drain(queue: FileQueue) -> (Vec<Event>, FileQueue) {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let (taker, taken) = (queue.clone(), seen.clone());
     let work = tokio::spawn(async move {
-        while let Ok(lease) = taker.lease(WIDE).await {
+        while let Ok(lease) = taker.lease(&Source::Main, WIDE).await {
             taken.lock().unwrap().extend(lease.events.iter().cloned());
             taker.ack(lease, &[]).await;
         }

@@ -1,0 +1,210 @@
+//! One batch against storage: stored, bisected down to its bad events, split by channel where one is
+//! stuck.
+//!
+//! Does not know leases: what is stuck is told, and whoever holds the lease decides.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::{FIRST_BACKOFF, MAX_BACKOFF, Report, note, unless_stopped};
+use crate::event::{ChannelName, Event, Seq};
+use crate::queue::{DeadLetterError, DeadReason, Queue};
+use crate::storage::{Kind, Storage, StorageError};
+
+/// An outage that is of one channel alone (a locked table, say) holds a worker no longer than this.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What became of a batch; what is in neither is stored.
+#[derive(Default)]
+pub(super) struct Settled {
+    /// Kept as dead letters.
+    pub dead: Vec<Seq>,
+    /// Their channel is stuck: which events, and why.
+    pub stuck: BTreeMap<ChannelName, (BTreeSet<Seq>, String)>,
+}
+
+impl Settled {
+    fn is_stuck(&self, event: &Event) -> bool {
+        self.stuck.contains_key(&event.channel)
+    }
+
+    fn stick(&mut self, events: &[Event], why: &str) {
+        for event in events {
+            let entry = self.stuck.entry(event.channel.clone());
+            let (seqs, _) = entry.or_insert_with(|| (BTreeSet::new(), why.to_owned()));
+            seqs.insert(event.seq);
+        }
+    }
+}
+
+/// How storing a part ended.
+enum Stored {
+    Yes,
+    /// The data: to be bisected.
+    Refused(StorageError),
+    /// One channel, or one of several: to be split by channel.
+    Stuck(StorageError),
+}
+
+pub(super) struct Worker<'a, Q, S> {
+    pub queue: &'a Q,
+    pub storage: &'a S,
+    pub report: &'a Report,
+}
+
+impl<Q: Queue, S: Storage> Worker<'_, Q, S> {
+    /// Tries to resolve every event, however long an outage takes. `None` where the node stopped
+    /// first; then nothing may be acked.
+    pub async fn settle(
+        &self,
+        events: &[Event],
+        stop: &mut watch::Receiver<bool>,
+    ) -> Option<Settled> {
+        // a seq that has a dead letter was resolved before a crash: untried
+        let dead = events.iter().map(|e| e.seq).filter(|seq| self.queue.is_dead(*seq)).collect();
+        let mut settled = Settled { dead, ..Settled::default() };
+        let mut stack: Vec<Vec<Event>> = Vec::new();
+        let whole = if settled.dead.is_empty() {
+            self.part(events, &mut settled, &mut stack, stop).await?;
+            Vec::new()
+        } else {
+            events.iter().filter(|e| settled.dead.binary_search(&e.seq).is_err()).cloned().collect()
+        };
+        stack.push(whole);
+        // parts are stored in order, so that storage with one lane sees rising seqs
+        while let Some(mut part) = stack.pop() {
+            let stuck: Vec<Event> = part.extract_if(.., |e| settled.is_stuck(e)).collect();
+            settled.stick(&stuck, "");
+            if !part.is_empty() {
+                self.part(&part, &mut settled, &mut stack, stop).await?;
+            }
+        }
+        settled.dead.sort_unstable();
+        Some(settled)
+    }
+
+    /// Stores a part; what must be tried in pieces goes onto the stack.
+    async fn part(
+        &self,
+        part: &[Event],
+        settled: &mut Settled,
+        stack: &mut Vec<Vec<Event>>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Option<()> {
+        match (self.store(part, stop).await?, part) {
+            (Stored::Yes, _) => {}
+            (Stored::Refused(e), [culprit]) => match self.bury(culprit, &e, stop).await? {
+                Buried::Dead => settled.dead.push(culprit.seq),
+                Buried::Stands => {}
+                Buried::Stuck(why) => settled.stick(part, &why),
+            },
+            (Stored::Refused(_), part) => {
+                let (a, b) = part.split_at(part.len() / 2);
+                stack.push(b.to_vec());
+                stack.push(a.to_vec());
+            }
+            (Stored::Stuck(e), part) => match split_by_channel(part, e.channel.as_ref()) {
+                parts if parts.len() == 1 => settled.stick(part, &e.to_string()),
+                parts => stack.extend(parts.into_iter().rev()),
+            },
+        }
+        Some(())
+    }
+
+    /// Stores a part, retrying through every outage.
+    async fn store(&self, part: &[Event], stop: &mut watch::Receiver<bool>) -> Option<Stored> {
+        let mut backoff = FIRST_BACKOFF;
+        let mut waited = Duration::ZERO;
+        loop {
+            let timer = self.report.write_seconds.start_timer();
+            let result = self.storage.append(part).await;
+            timer.observe_duration();
+            match result {
+                Ok(()) => {
+                    note(self.report, None);
+                    return Some(Stored::Yes);
+                }
+                Err(e) if e.kind == Kind::Reject => return Some(Stored::Refused(e)),
+                Err(e) if e.kind == Kind::Fatal => return Some(Stored::Stuck(e)),
+                // of one channel alone: the others first, and it alone not for ever
+                Err(e) if e.channel.is_some() && (mixed(part) || waited >= PATIENCE) => {
+                    return Some(Stored::Stuck(e));
+                }
+                Err(e) => note(self.report, Some(&e)),
+            }
+            unless_stopped(stop, crate::task::sleep(backoff)).await?;
+            waited += backoff;
+            backoff = (backoff * 2).min(MAX_BACKOFF);
+        }
+    }
+
+    /// Keeps a refused event as a dead letter, unless it stands in storage after all.
+    async fn bury(
+        &self,
+        event: &Event,
+        why: &StorageError,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Option<Buried> {
+        let mut backoff = FIRST_BACKOFF;
+        loop {
+            match self.storage.stands(event).await {
+                Ok(true) => return Some(Buried::Stands),
+                Ok(false) => match self.keep(event, why).await {
+                    Ok(()) => return Some(Buried::Dead),
+                    Err(e @ DeadLetterError::Full { .. }) => {
+                        return Some(Buried::Stuck(e.to_string()));
+                    }
+                    Err(e) => {
+                        let e = StorageError::retry("dead_letter", e.to_string());
+                        note(self.report, Some(&e));
+                    }
+                },
+                Err(e) => note(self.report, Some(&e)),
+            }
+            unless_stopped(stop, crate::task::sleep(backoff)).await?;
+            backoff = (backoff * 2).min(MAX_BACKOFF);
+        }
+    }
+
+    async fn keep(&self, event: &Event, why: &StorageError) -> Result<(), DeadLetterError> {
+        let reason = DeadReason { code: why.code.clone(), text: why.text.clone() };
+        self.queue.dead_letter(event, &reason).await?;
+        tracing::error!(
+            seq = %event.seq, channel = %event.channel, code = %why.code,
+            "storage refuses event {} of channel {}: {why}; it is kept as a dead letter",
+            event.seq, event.channel
+        );
+        Ok(())
+    }
+}
+
+/// What became of a refused event.
+enum Buried {
+    Dead,
+    Stands,
+    /// No room for the letter: its channel waits, nothing is dropped.
+    Stuck(String),
+}
+
+fn mixed(part: &[Event]) -> bool {
+    part.windows(2).any(|pair| pair[0].channel != pair[1].channel)
+}
+
+/// A part for each channel; where one is named as the stuck one, only two: the others, then it.
+fn split_by_channel(part: &[Event], stuck: Option<&ChannelName>) -> Vec<Vec<Event>> {
+    if let Some(stuck) = stuck {
+        let (theirs, others): (Vec<_>, Vec<_>) =
+            part.iter().cloned().partition(|e| e.channel == *stuck);
+        return [others, theirs].into_iter().filter(|part| !part.is_empty()).collect();
+    }
+    let mut parts: Vec<Vec<Event>> = Vec::new();
+    for event in part {
+        match parts.iter_mut().find(|part| part[0].channel == event.channel) {
+            Some(part) => part.push(event.clone()),
+            None => parts.push(vec![event.clone()]),
+        }
+    }
+    parts
+}
