@@ -13,9 +13,9 @@ use std::num::NonZero;
 use std::path::Path;
 use std::process::ExitCode;
 
-#[path = "http/child.rs"]
+#[path = "shared/child.rs"]
 mod child;
-#[path = "http/client.rs"]
+#[path = "shared/client.rs"]
 mod client;
 #[path = "shared/event.rs"]
 mod event;
@@ -29,6 +29,8 @@ mod latency;
 mod rates;
 #[path = "shared/settings.rs"]
 mod settings;
+#[path = "http/subject.rs"]
+mod subject;
 #[path = "http/wrk.rs"]
 mod wrk;
 

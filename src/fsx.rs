@@ -10,6 +10,7 @@
 //! 3. After a failed sync nothing is known of what was written since the last good one, and asking
 //!    again proves nothing (the kernel marks the pages clean).
 
+pub mod readonly;
 pub mod sim;
 
 use std::fmt;

@@ -2,6 +2,7 @@
 //!
 //! Does not know HTTP. Never a payload, a key or a password.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -33,12 +34,16 @@ pub struct Facts {
     pub degraded: Vec<String>,
 }
 
+/// What a database server says of its durability: names and values.
+pub type ServerFacts = dyn Fn() -> Vec<(String, String)> + Send + Sync;
+
 /// Where the node's state is looked up.
 pub struct Health {
     /// What does not change.
     pub facts: Facts,
     queue: Arc<AnyQueue>,
     trouble: watch::Receiver<Option<String>>,
+    server: Box<ServerFacts>,
     clock: Clock,
     started: Duration,
     stopping: AtomicBool,
@@ -68,6 +73,8 @@ struct Ingest {
     queue_bytes: u64,
     oldest_event_age_seconds: Option<f64>,
     storage_backend: &'static str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    storage_server: BTreeMap<String, String>,
     writer_workers: usize,
     accepted_total: u64,
     recovered_total: u64,
@@ -85,11 +92,12 @@ impl Health {
         facts: Facts,
         queue: Arc<AnyQueue>,
         trouble: watch::Receiver<Option<String>>,
+        server: Box<ServerFacts>,
         clock: Clock,
     ) -> Self {
         let started = clock.mono();
         let (stopping, rejected) = (AtomicBool::new(false), AtomicU64::new(0));
-        Self { facts, queue, trouble, clock, started, stopping, rejected }
+        Self { facts, queue, trouble, server, clock, started, stopping, rejected }
     }
 
     /// The node begins to stop: not ready and not healthy from now on.
@@ -133,6 +141,8 @@ impl Health {
         let last_error = stats.refusing.clone().or_else(|| self.trouble.borrow().clone());
         let mut degraded = facts.degraded;
         degraded.extend(last_error.clone());
+        let server: BTreeMap<String, String> = (self.server)().into_iter().collect();
+        degraded.extend(doubts(&server));
         degraded.extend(stats.parked.iter().map(ToString::to_string));
         let status = match () {
             () if self.is_stopping() => "stopping",
@@ -155,6 +165,7 @@ impl Health {
                 queue_bytes: stats.bytes,
                 oldest_event_age_seconds: stats.oldest_micros.map(age),
                 storage_backend: facts.storage_backend,
+                storage_server: server,
                 writer_workers: facts.writer_workers,
                 accepted_total: sum(|c| c.accepted),
                 recovered_total: sum(|c| c.recovered),
@@ -166,4 +177,15 @@ impl Health {
             },
         }
     }
+}
+
+/// Where a server would forget what it confirmed.
+fn doubts(server: &BTreeMap<String, String>) -> Vec<String> {
+    let off = |name: &&str| server.get(*name).is_some_and(|value| value == "off");
+    let say = |name| {
+        format!(
+            "the database server runs with {name} = off: if its machine fails it may lose what it confirmed; turn it on"
+        )
+    };
+    ["fsync", "full_page_writes"].into_iter().filter(off).map(say).collect()
 }

@@ -45,6 +45,7 @@ pub mod task;
 pub mod cli;
 
 pub mod config;
+pub mod control;
 
 pub mod node;
 

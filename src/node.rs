@@ -11,8 +11,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::clock::Clock;
-use crate::config::{Config, QueueConfig, StorageConfig, SyncMode};
-use crate::event::Origin;
+use crate::config::dsn::{PgHost, SslMode};
+use crate::config::{Config, PostgresConfig, QueueConfig, StorageConfig, SyncMode};
+use crate::control;
 use crate::fsx::OsDisk;
 use crate::health::{Facts, Health};
 use crate::http::{App, BodyLimits, Deadlines, Limits, Routes, Server};
@@ -24,6 +25,7 @@ use crate::queue::{AnyQueue, Queue};
 use crate::seq::Witness;
 use crate::storage::file::FileStorage;
 use crate::storage::noop::NoopStorage;
+use crate::storage::sql::{self, SqlStorage, postgres, sqlite};
 use crate::storage::{AnyStorage, Storage, file as file_storage};
 use crate::task::{self, Spine};
 use crate::writer::{self, Orders};
@@ -63,6 +65,7 @@ pub struct Node {
     stop_writing: watch::Sender<bool>,
     http: Option<JoinHandle<()>>,
     writing: JoinHandle<()>,
+    control: Option<JoinHandle<()>>,
     timeout: Duration,
     draining: bool,
     ready_line: String,
@@ -75,14 +78,16 @@ impl Node {
     /// [`StartError`].
     pub async fn start(config: &Config, threads: usize) -> Result<Self, StartError> {
         let (clock, spine, metrics) = (Clock::system(), Spine::default(), Metrics::new()?);
-        let options = queue_options(config, &clock, &spine, &metrics);
+        let options = queue_options(config, &clock, &spine, metrics.sync_seconds.clone());
         let queue = Arc::new(AnyQueue::File(task::blocking(|| FileQueue::open(options)).await?));
-        let storage = Arc::new(open_storage(&config.storage, &config.node_name, &clock));
+        let storage = Arc::new(open_storage(config, &clock));
         let trouble = Arc::new(watch::channel(None).0);
         let workers = config.writer.workers.min(storage.lanes());
         let workers = if config.writer.enabled { workers } else { 0 };
         let facts = facts(config, &queue, threads, workers);
-        let health = Health::new(facts, queue.clone(), trouble.subscribe(), clock.clone());
+        let told = storage.clone();
+        let server = Box::new(move || told.facts());
+        let health = Health::new(facts, queue.clone(), trouble.subscribe(), server, clock.clone());
         let health = Arc::new(health);
         let (stop_http, _) = watch::channel(false);
         let (stop_writing, stop) = watch::channel(false);
@@ -122,6 +127,7 @@ impl Node {
                 (Some(addr), Some(spine.task("http", run)))
             }
         };
+        let control = control::start(&config.queue.path, &queue, stop_writing.subscribe());
         Ok(Self {
             addr,
             queue,
@@ -131,6 +137,7 @@ impl Node {
             stop_writing,
             http,
             writing,
+            control,
             timeout: config.shutdown_timeout,
             draining: config.writer.enabled,
             ready_line: ready_line(config, addr),
@@ -177,6 +184,9 @@ impl Node {
             queue.stop_leasing();
         }
         let _ = self.writing.await;
+        if let Some(control) = self.control {
+            let _ = control.await;
+        }
         let queue = self.queue;
         task::blocking(move || {
             if let AnyQueue::File(queue) = &*queue {
@@ -198,12 +208,16 @@ async fn write(
     spine: Spine,
 ) {
     let mut stop = orders.stop.clone();
+    let node_id = match &*queue {
+        AnyQueue::File(file) => file.node_id().to_owned(),
+        AnyQueue::Memory(_) => String::new(),
+    };
     // one position for all channels goes up only, and what is parked has lower seqs
     if storage.lanes() == 1 && writer::parked_elsewhere(&*queue, &report) {
         let _ = stop.wait_for(|stop| *stop).await;
         return;
     }
-    let contact = writer::first_contact(&*queue, &*storage, &report, &mut stop).await;
+    let contact = writer::first_contact(&*queue, &*storage, &node_id, &report, &mut stop).await;
     let Some(last) = contact else { return };
     if let AnyQueue::File(file) = &*queue {
         if let Some(last) = last {
@@ -243,7 +257,14 @@ async fn make_certain(queue: &Arc<AnyQueue>) {
     }
 }
 
-fn queue_options(config: &Config, clock: &Clock, spine: &Spine, metrics: &Metrics) -> log::Options {
+/// How the configured queue is opened. `sync_seconds` takes the seconds that syncs take.
+#[must_use]
+pub fn queue_options(
+    config: &Config,
+    clock: &Clock,
+    spine: &Spine,
+    sync_seconds: prometheus::Histogram,
+) -> log::Options {
     let QueueConfig { max_events, max_bytes, channel_share, .. } = config.queue;
     let several = config.channels.all().filter(|c| c.enabled).count() > 1;
     let channel_share = if several { channel_share } else { 1.0 };
@@ -263,25 +284,71 @@ fn queue_options(config: &Config, clock: &Clock, spine: &Spine, metrics: &Metric
         dead_letter_max_bytes: config.queue.dead_letter_max_bytes,
         lock: true,
         spine: spine.clone(),
-        sync_seconds: metrics.sync_seconds.clone(),
+        sync_seconds,
     }
 }
 
 /// The configured storage, unopened.
 #[must_use]
-pub fn open_storage(config: &StorageConfig, origin: &Origin, clock: &Clock) -> AnyStorage {
-    match config {
+pub fn open_storage(config: &Config, clock: &Clock) -> AnyStorage {
+    let sql = || sql::Options {
+        origin: config.node_name.clone(),
+        registry: config.channels.clone(),
+        clock: clock.clone(),
+    };
+    match &config.storage {
         StorageConfig::Noop => AnyStorage::Noop(NoopStorage),
         StorageConfig::File { path, sync_every } => {
             AnyStorage::File(FileStorage::new(file_storage::Options {
                 disk: OsDisk::shared(),
                 path: path.clone(),
                 sync_every: *sync_every,
-                origin: origin.clone(),
+                origin: config.node_name.clone(),
                 clock: clock.clone(),
                 lock: true,
             }))
         }
+        StorageConfig::Sqlite { path } => {
+            AnyStorage::Sqlite(SqlStorage::new(sqlite::Database::new(path.clone()), sql()))
+        }
+        StorageConfig::Postgres(postgres) => {
+            let server = postgres::Server::new(postgres_options(postgres));
+            AnyStorage::Postgres(SqlStorage::new(server, sql()))
+        }
+    }
+}
+
+fn postgres_options(config: &PostgresConfig) -> postgres::Options {
+    let dsn = &config.dsn;
+    let (host, socket, port) = match &dsn.host {
+        PgHost::Tcp { host, port } => (host.clone(), None, *port),
+        PgHost::Socket { dir, port } => (String::new(), Some(dir.clone()), *port),
+    };
+    postgres::Options {
+        address: postgres::Address {
+            host,
+            socket,
+            port,
+            user: dsn.user.clone(),
+            password: dsn.password.clone(),
+            database: dsn.database.clone(),
+            ssl_mode: match dsn.ssl {
+                SslMode::Disable => "disable",
+                SslMode::Allow => "allow",
+                SslMode::Prefer => "prefer",
+                SslMode::Require => "require",
+                SslMode::VerifyCa => "verify-ca",
+                SslMode::VerifyFull => "verify-full",
+            },
+            ssl_root_cert: dsn.ssl_root_cert.clone(),
+            ssl_cert: dsn.ssl_cert.clone().zip(dsn.ssl_key.clone()),
+            application_name: dsn.application_name.clone(),
+            settings: dsn.options.clone(),
+        },
+        connect_timeout: config.connect_timeout,
+        max_open: u32::try_from(config.max_open).unwrap_or(u32::MAX),
+        lifetime: config.lifetime,
+        origin_lock: config.origin_lock,
     }
 }
 
@@ -307,6 +374,8 @@ fn facts(config: &Config, queue: &AnyQueue, threads: usize, workers: usize) -> F
         storage_backend: match config.storage {
             StorageConfig::File { .. } => "file",
             StorageConfig::Noop => "noop",
+            StorageConfig::Sqlite { .. } => "sqlite",
+            StorageConfig::Postgres(_) => "postgres",
         },
         writer_workers: workers,
         degraded,
@@ -328,6 +397,10 @@ fn ready_line(config: &Config, addr: Option<SocketAddr>) -> String {
     let storage = match &config.storage {
         StorageConfig::File { path, .. } => format!("file:{}", path.display()),
         StorageConfig::Noop => "noop".to_owned(),
+        StorageConfig::Sqlite { path } => format!("sqlite:{}", path.display()),
+        StorageConfig::Postgres(postgres) => {
+            format!("postgres:{}/{}", postgres.dsn.host, postgres.dsn.database)
+        }
     };
     format!(
         "replicon {} ready node={} http={http} queue=file:{} storage={storage}",

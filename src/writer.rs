@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::event::{ChannelName, Event, Seq};
 use crate::queue::{Lease, LeaseLimit, ParkError, Queue, QueueStopped, Source};
-use crate::storage::{Storage, StorageError};
+use crate::storage::{Contact, Storage, StorageError};
 use settle::Worker;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
@@ -63,12 +63,17 @@ pub fn batch_limit(configured: Option<usize>, workers: usize) -> LeaseLimit {
 pub async fn first_contact<Q: Queue, S: Storage>(
     queue: &Q,
     storage: &S,
+    node_id: &str,
     report: &Report,
     stop: &mut watch::Receiver<bool>,
 ) -> Option<Option<Seq>> {
+    let contact = |queue: &Q, node_id: &str| Contact {
+        first_unacked: queue.first_unacked(),
+        node_id: node_id.to_owned(),
+    };
     let mut backoff = FIRST_BACKOFF;
     loop {
-        match storage.connect(queue.first_unacked()).await {
+        match storage.connect(&contact(queue, node_id)).await {
             Ok(last) => {
                 note(report, None);
                 return Some(last);

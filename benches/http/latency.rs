@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use replicon::clock::Clock;
 
-use crate::child::{Running, Subject};
 use crate::client::Client;
 use crate::event::{EVENT_BYTES, body};
 use crate::figures::Spread;
 use crate::settings::{Outcome, Settings, scratch};
+use crate::subject::{Server, Subject};
 
 /// Its name in the goals.
 pub const NAME: &str = "P10";
@@ -40,15 +40,15 @@ struct Turns {
 
 /// A server and a request to it.
 struct Peer {
-    server: Running,
+    server: Server,
     client: Client,
     request: Vec<u8>,
 }
 
 impl Peer {
     fn start(subject: Subject) -> Outcome<Self> {
-        let server = Running::start(subject)?;
-        let client = Client::connect(server.addr)?;
+        let server = Server::start(subject)?;
+        let client = Client::connect(server.running.addr)?;
         let request = client.post(&body(1));
         Ok(Self { server, client, request })
     }
@@ -132,7 +132,7 @@ pub fn run(settings: &Settings) -> Outcome<()> {
     }
     print(&rounds);
     for (subject, peer) in [(Subject::Noop, &bench.noop), (Subject::File, &bench.file)] {
-        let memory = peer.server.memory()?;
+        let memory = peer.server.running.memory()?;
         println!("{:<28} RSS {:.0} MiB, peak {:.0} MiB", subject.name(), memory.now, memory.peak);
     }
     for peer in [bench.bare, bench.noop, bench.file] {

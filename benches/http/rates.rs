@@ -5,9 +5,10 @@
 
 use std::error::Error;
 
-use crate::child::{Memory, Running, Subject};
+use crate::child::Memory;
 use crate::figures::{Spread, ratio, short};
 use crate::settings::{Outcome, Settings};
+use crate::subject::{Server, Subject};
 use crate::wrk::{self, Load, Run};
 
 /// Load before each measurement, in seconds.
@@ -100,13 +101,13 @@ pub fn run(goal: &Goal, settings: &Settings) -> Outcome<()> {
 
 fn measure(subject: Subject, load: &Load, connections: usize, seconds: u64) -> Outcome<Sample> {
     let say = |e: Box<dyn Error>| format!("{}, {connections} connections: {e}", subject.name());
-    let server = Running::start(subject)?;
-    let warm = load.drive(server.addr, connections, WARM_UP).map_err(say)?;
-    let run = load.drive(server.addr, connections, seconds).map_err(say)?;
-    let memory = server.memory()?;
+    let server = Server::start(subject)?;
+    let warm = load.drive(server.running.addr, connections, WARM_UP).map_err(say)?;
+    let run = load.drive(server.running.addr, connections, seconds).map_err(say)?;
+    let memory = server.running.memory()?;
     let mut waiting = 0;
     if subject.is_replicon() {
-        let health = server.health()?;
+        let health = server.running.health()?;
         let answered = (warm.requests + run.requests) * load.events as u64;
         if health.accepted < answered {
             let accepted = health.accepted;

@@ -7,7 +7,7 @@ pub const EVENT_BYTES: usize = 120;
 
 const WORDS: &str = "order accepted, payment pending, ";
 
-/// One event of exactly [`EVENT_BYTES`]; `n` is below a million.
+/// One event of exactly [`EVENT_BYTES`].
 pub fn event(n: usize) -> String {
     let head = format!(
         "{{\"ts\":\"2026-02-19T12:00:00Z\",\"service\":\"checkout\",\"level\":\"info\",\"n\":{n},\"message\":\""

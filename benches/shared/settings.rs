@@ -50,7 +50,8 @@ impl Settings {
     }
 }
 
-fn from_env(key: &str, default: u64) -> Outcome<u64> {
+/// A number above 0 from the environment.
+pub fn from_env(key: &str, default: u64) -> Outcome<u64> {
     match std::env::var(key) {
         Err(_) => Ok(default),
         Ok(text) => match text.trim().parse() {

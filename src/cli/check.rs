@@ -47,8 +47,14 @@ fn directories(config: &Config) -> Vec<(&'static str, PathBuf)> {
         ("queue_file_path", parent(&config.queue.path).to_owned()),
         ("queue_file_ack_path", parent(&config.queue.ack_path).to_owned()),
     ];
-    if let StorageConfig::File { path, .. } = &config.storage {
-        all.push(("storage_file_path", parent(path).to_owned()));
+    match &config.storage {
+        StorageConfig::File { path, .. } => {
+            all.push(("storage_file_path", parent(path).to_owned()));
+        }
+        StorageConfig::Sqlite { path } => {
+            all.push(("storage_sqlite_path", parent(path).to_owned()));
+        }
+        StorageConfig::Postgres(_) | StorageConfig::Noop => {}
     }
     all
 }

@@ -3,6 +3,11 @@
 //! The only module that knows clap, the environment and the paths where a configuration may lie.
 
 mod check;
+mod directory;
+mod dlq;
+mod log;
+mod print;
+mod progress;
 mod serve;
 mod sources;
 
@@ -22,12 +27,15 @@ const EXAMPLES: &str = "Examples:
   replicon --set http_listen=127.0.0.1:9090       one key for this run
   REPLICON_NODE_NAME=dc2 replicon                 the same, by the environment
   replicon check                                  is it right? and what is in force?
+  replicon log stat                               what waits in the log; check: is it whole?
+  replicon dlq list                               events that the storage refused
 
 Configuration: --config, else REPLICON_CONFIG, else conf/replicon.conf under the working
 directory, else /etc/replicon/replicon.conf, else built-in defaults. --set beats REPLICON_<KEY> in
 the environment beats the file beats the default.
 
-Exit codes: 0 stopped in order, 1 died, 2 could not start (configuration, usage, what is in the way).";
+Exit codes: 0 stopped in order; 1 died, a command failed, or log check found a loss; 2 could not
+start or reach the node (configuration, usage, what is in the way).";
 
 #[derive(Parser)]
 #[command(name = "replicon", version, about, after_help = EXAMPLES)]
@@ -64,6 +72,12 @@ enum Command {
     Serve(Global),
     /// Validate all that can be validated without starting, and print what is in force.
     Check(Global),
+    /// What is in the log, whether it is whole, and the end of the red state.
+    #[command(subcommand)]
+    Log(log::LogCommand),
+    /// Dead letters: look, put back, discard.
+    #[command(subcommand)]
+    Dlq(dlq::DlqCommand),
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
@@ -78,5 +92,7 @@ pub fn run() -> ExitCode {
     match cli.command.unwrap_or_else(|| Command::Serve(Global::default())) {
         Command::Serve(behind) => serve::run(&cli.global.and(behind)),
         Command::Check(behind) => check::run(&cli.global.and(behind)),
+        Command::Log(command) => log::run(&cli.global, command),
+        Command::Dlq(command) => dlq::run(&cli.global, command),
     }
 }

@@ -316,7 +316,7 @@ mod tests {
             ("queue_max_bytes", "8GB5", "such as 8GiB"),
             ("queue_max_bytes", "1", "from 64KiB to 1024TiB"),
             ("enqueue_timeout_ms", "soon", "20ms or 2s"),
-            ("storage_backend", "oracle", "one of file, postgres, mysql, sqlite, noop"),
+            ("storage_backend", "oracle", "one of sqlite, postgres, file, noop, mysql"),
             ("node_name", "dc 1", "1 to 63 letters"),
             ("http_listen", "8080", "127.0.0.1:8080"),
             ("queue_file_path", "", "it is empty"),

@@ -172,24 +172,24 @@ pub static KEYS: &[Key] = keys! {
             "How long a batch waits to fill while another one is in the storage. An idle writer never waits."
     }
     Storage {
-        "storage_backend" = "file", Kind::Choice(&["file", "postgres", "mysql", "sqlite", "noop"]);
-            "Where events end: file, or noop (discards them; for benchmarks). postgres, mysql and sqlite are not part of 2.0.0."
-        "storage_file_path" = "data/db/events_raw.jsonl", Kind::Path;
-            "The file that events are appended to, one JSON object a line."
-        "storage_file_sync_ms" = "200", millis(0, 60 * SECOND);
-            "How often that file is synced; 0 means after every batch. An event leaves the queue only after the sync."
-        "storage_sqlite_path" = "data/db/replicon.db", Kind::Path, commented;
-            "The SQLite database."
+        "storage_backend" = "sqlite", Kind::Choice(&["sqlite", "postgres", "file", "noop", "mysql"]);
+            "Where events end: sqlite (one file, no server), postgres, file (one JSON object a line) or noop (discards them; for benchmarks). mysql is not part of 2.0.0."
+        "storage_sqlite_path" = "data/db/replicon.db", Kind::Path;
+            "The SQLite database. Its write-ahead log lies beside it."
         "storage_postgres_dsn" = "", Kind::Dsn, secret, commented;
-            "How PostgreSQL is reached, such as postgres://USER:PASSWORD@127.0.0.1:5432/replicon?sslmode=disable."
+            "How PostgreSQL is reached, such as postgres://USER:PASSWORD@127.0.0.1:5432/replicon?sslmode=disable or host=/run/postgresql user=USER dbname=replicon."
         "storage_postgres_connect_timeout_ms" = "3000", millis(1, HOUR), commented;
             "How long connecting may take."
         "storage_postgres_max_open_conns" = "16", count(1, 10_000), commented;
-            "The most connections."
+            "The most connections. Each writer keeps one, so that there must be more than writer_workers."
         "storage_postgres_max_idle_conns" = "16", count(0, 10_000), commented;
             "The most connections kept while idle."
         "storage_postgres_conn_max_lifetime_min" = "30", Kind::Minutes, commented;
             "How long a connection is used, in minutes; 0 means for ever."
+        "storage_file_path" = "data/db/events_raw.jsonl", Kind::Path, commented;
+            "The file that events are appended to, one JSON object a line."
+        "storage_file_sync_ms" = "200", millis(0, 60 * SECOND), commented;
+            "How often that file is synced; 0 means after every batch. An event leaves the queue only after the sync."
         "storage_mysql_dsn" = "", Kind::Dsn, secret, commented;
             "How MySQL or MariaDB is reached, such as USER:PASSWORD@tcp(127.0.0.1:3306)/replicon?parseTime=true."
         "storage_mysql_connect_timeout_ms" = "3000", millis(1, HOUR), commented;

@@ -1,13 +1,15 @@
 //! The configuration: what the node is told, checked as a whole before anything starts.
 //!
 //! `keys` is the one table; `conf_file` and `settings` read it from file, environment and command
-//! line; `channels_file` reads the channels; `rules` holds what no single key can say. Opens no file
-//! and reads no environment: the caller hands the texts in. Imported by `cli` and `node` only.
+//! line; `channels_file` reads the channels; `dsn` reads a database's address; `rules` holds what
+//! no single key can say. Opens no file and reads no environment: the caller hands the texts in.
+//! Must not know any driver. Imported by `cli` and `node` only.
 
 pub mod channels_file;
 mod channels_lines;
 mod channels_yaml;
 pub mod conf_file;
+pub mod dsn;
 pub mod keys;
 mod keys_table;
 mod mask;
@@ -21,6 +23,7 @@ use std::time::Duration;
 
 pub use channels_file::{ChannelsSource, shipped_channels};
 pub use conf_file::Problem;
+pub use dsn::{PgHost, PostgresDsn, SslMode};
 pub use keys::{readme_table, shipped_conf};
 pub use settings::Settings;
 
@@ -129,6 +132,13 @@ pub struct WriterConfig {
 /// Where events end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StorageConfig {
+    /// One file that needs no server.
+    Sqlite {
+        /// The database.
+        path: PathBuf,
+    },
+    /// A PostgreSQL server.
+    Postgres(Box<PostgresConfig>),
     /// One JSON object a line.
     File {
         /// The file.
@@ -138,6 +148,23 @@ pub enum StorageConfig {
     },
     /// Nowhere.
     Noop,
+}
+
+/// How PostgreSQL is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PostgresConfig {
+    /// How it is reached.
+    pub dsn: PostgresDsn,
+    /// How long connecting may take.
+    pub connect_timeout: Duration,
+    /// The most connections; more than there are writers, which keep theirs.
+    pub max_open: usize,
+    /// The most of them kept while idle.
+    pub max_idle: usize,
+    /// How long one is used; `None` is for ever.
+    pub lifetime: Option<Duration>,
+    /// Whether a lock in the database keeps a second node of this name out.
+    pub origin_lock: bool,
 }
 
 /// Turns settings and channels into a configuration.
@@ -152,11 +179,15 @@ pub fn build(settings: Settings, source: ChannelsSource) -> Result<Config, Vec<P
     let node_name = Origin::new(settings.text("node_name")).map_err(|e| {
         problems.push(Problem::new(settings.place("node_name"), format!("node_name: {e}")))
     });
+    let storage = storage(&settings).map_err(|problem| problems.push(problem));
     let channels = channels_file::load(&source, settings.text("client_api_key"))
         .map_err(|of_channels| problems.extend(of_channels));
-    let (Ok(node_name), Ok(channels), true) = (node_name, channels, problems.is_empty()) else {
+    let (Ok(node_name), Ok(storage), Ok(channels), true) =
+        (node_name, storage, channels, problems.is_empty())
+    else {
         return Err(problems);
     };
+    warnings.extend(dsn_warnings(&settings, &storage));
     warnings.extend(channels.warnings);
     warnings.extend(rules::known_key_warning(&settings, &channels.example_key_channels));
 
@@ -166,7 +197,7 @@ pub fn build(settings: Settings, source: ChannelsSource) -> Result<Config, Vec<P
         http: http(&settings),
         queue: queue(&settings),
         writer: writer(&settings),
-        storage: storage(&settings),
+        storage,
         json: json(&settings),
         channels: Arc::new(channels.registry),
         channels_fallback: channels.fallback,
@@ -229,14 +260,56 @@ fn writer(settings: &Settings) -> WriterConfig {
 }
 
 /// `rules` has refused the backends that are not here.
-fn storage(settings: &Settings) -> StorageConfig {
-    match settings.text("storage_backend") {
+fn storage(settings: &Settings) -> Result<StorageConfig, Problem> {
+    Ok(match settings.text("storage_backend") {
         "noop" => StorageConfig::Noop,
-        _ => StorageConfig::File {
+        "file" => StorageConfig::File {
             path: settings.text("storage_file_path").into(),
             sync_every: settings.millis("storage_file_sync_ms"),
         },
+        "postgres" => StorageConfig::Postgres(Box::new(postgres(settings)?)),
+        _ => StorageConfig::Sqlite { path: settings.text("storage_sqlite_path").into() },
+    })
+}
+
+const POSTGRES_DSN: &str = "storage_postgres_dsn";
+
+fn postgres(settings: &Settings) -> Result<PostgresConfig, Problem> {
+    let text = settings.text(POSTGRES_DSN);
+    if text.is_empty() {
+        let name =
+            if settings.is_explicit(POSTGRES_DSN) { POSTGRES_DSN } else { "storage_backend" };
+        let form = dsn::POSTGRES_FORM;
+        let text = format!(
+            "storage_backend = postgres needs {POSTGRES_DSN}; write {POSTGRES_DSN} = {form}"
+        );
+        return Err(Problem::new(settings.place(name), text));
     }
+    let dsn = dsn::postgres(text).map_err(|wrong| {
+        Problem::new(settings.place(POSTGRES_DSN), format!("{POSTGRES_DSN}: {wrong}"))
+    })?;
+    let max_open = size(settings.count("storage_postgres_max_open_conns"));
+    let lifetime = settings.millis("storage_postgres_conn_max_lifetime_min");
+    Ok(PostgresConfig {
+        dsn,
+        connect_timeout: settings.millis("storage_postgres_connect_timeout_ms"),
+        max_open,
+        // its default is for the default of the other
+        max_idle: size(settings.count("storage_postgres_max_idle_conns")).min(max_open),
+        lifetime: (!lifetime.is_zero()).then_some(lifetime),
+        origin_lock: settings.text("storage_origin_lock") == "on",
+    })
+}
+
+fn dsn_warnings(settings: &Settings, storage: &StorageConfig) -> Vec<String> {
+    let StorageConfig::Postgres(postgres) = storage else {
+        return Vec::new();
+    };
+    let place = settings.place(POSTGRES_DSN);
+    let of_name = |name: &String| {
+        format!("{place}: {POSTGRES_DSN}: the parameter {name} is not known and has no effect")
+    };
+    postgres.dsn.unknown.iter().map(of_name).collect()
 }
 
 fn json(settings: &Settings) -> Profile {

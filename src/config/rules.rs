@@ -27,9 +27,7 @@ pub fn problems(settings: &Settings) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (name, value, has) in [
         ("queue_backend", "redis", "2.0.0 has queue_backend = file"),
-        ("storage_backend", "postgres", "2.0.0 has storage_backend = file and noop"),
-        ("storage_backend", "mysql", "2.0.0 has storage_backend = file and noop"),
-        ("storage_backend", "sqlite", "2.0.0 has storage_backend = file and noop"),
+        ("storage_backend", "mysql", "2.0.0 has storage_backend = sqlite, postgres, file and noop"),
     ] {
         if settings.text(name) == value {
             problems.push(not_yet(settings, name, has));
@@ -49,6 +47,11 @@ pub fn problems(settings: &Settings) -> Vec<Problem> {
     }
     sizes(settings, &mut problems);
     paths(settings, &mut problems);
+    match settings.text("storage_backend") {
+        "postgres" => problems.extend(too_few_connections(settings)),
+        "sqlite" => problems.extend(no_file_of_sqlite(settings)),
+        _ => {}
+    }
     problems
 }
 
@@ -86,8 +89,10 @@ fn sizes(settings: &Settings, problems: &mut Vec<Problem>) {
 
 fn paths(settings: &Settings, problems: &mut Vec<Problem>) {
     let mut names = vec!["queue_file_path", "queue_file_ack_path"];
-    if settings.text("storage_backend") == "file" {
-        names.push("storage_file_path");
+    match settings.text("storage_backend") {
+        "file" => names.push("storage_file_path"),
+        "sqlite" => names.push("storage_sqlite_path"),
+        _ => {}
     }
     for (at, name) in names.iter().enumerate() {
         for other in &names[..at] {
@@ -101,6 +106,37 @@ fn paths(settings: &Settings, problems: &mut Vec<Problem>) {
             }
         }
     }
+}
+
+/// Writers keep their connections: whoever else needs one must not wait for a writer to end.
+fn too_few_connections(settings: &Settings) -> Option<Problem> {
+    let (workers, open) = ("writer_workers", "storage_postgres_max_open_conns");
+    let (writers, most) = (settings.count(workers), settings.count(open));
+    if writers < most {
+        return None;
+    }
+    // Where one is only a default, the line to change is the other.
+    let place = if settings.is_explicit(open) { open } else { workers };
+    let fewer = if most > 1 { format!(", or {workers} smaller") } else { String::new() };
+    let text = format!(
+        "{workers} = {writers} takes every connection of {open} = {most}, since each writer keeps one; \
+         make {open} at least {}{fewer}",
+        writers + 1
+    );
+    Some(Problem::new(settings.place(place), text))
+}
+
+/// SQLite takes these for a database in memory, which keeps nothing, or for a URI.
+fn no_file_of_sqlite(settings: &Settings) -> Option<Problem> {
+    let name = "storage_sqlite_path";
+    let path = settings.text(name);
+    (path.starts_with(':') || path.starts_with("file:")).then(|| {
+        let text = format!(
+            "{name} = {path} would not be a file of this name: SQLite reads ':' as a database in memory \
+             and 'file:' as a URI; write a path"
+        );
+        Problem::new(settings.place(name), text)
+    })
 }
 
 /// By the text alone: whether links lead both to one file is for the locks to find out.

@@ -292,8 +292,9 @@ fn masked(held: &Held) -> String {
     match held.key.kind {
         Kind::Secret if !held.value.is_empty() => mask::MASK.to_owned(),
         Kind::Peer => mask::peers(&held.value),
-        // Any text may turn out to be a URL with a password, such as an address of Redis.
-        Kind::Dsn | Kind::Text => mask::dsn(&held.value),
+        // It may turn out to be a URL with a password, such as an address of Redis.
+        Kind::Text => mask::text(&held.value),
+        Kind::Dsn => mask::dsn(&held.value),
         _ => held.value.clone(),
     }
 }
@@ -449,6 +450,19 @@ replication_peer = dc2=http://u:s3cret@h
             |name: &str| settings.effective().into_iter().find(|row| row.0 == name).unwrap().1;
         assert_eq!(key("client_api_key"), "********");
         assert_eq!(key("replication_peer"), "dc2=http://********@h");
+        assert_eq!(key("storage_mysql_dsn"), "u:********@tcp(h:3306)/db");
+        for dsn in [
+            "postgres://u:%73%33cret@h/db?p%61ssword=%73%33cret",
+            "postgres://u:s3/cre@t@h/db",
+            "host=h user=u password='s3 \\' cret'",
+            "host=h user=u password=s3\\ cret",
+            "host=h user=u password=s3 cret",
+            "s3cret",
+        ] {
+            let conf = format!("storage_postgres_dsn = {dsn}\n");
+            let shown = format!("{:?}", load(&conf, &[], &[], false).unwrap());
+            assert!(!shown.contains("cre"), "{shown}");
+        }
         let unset = load("", &[], &[], false).unwrap();
         assert!(unset.effective().iter().any(|row| row.0 == "client_api_key" && row.1.is_empty()));
     }

@@ -43,12 +43,17 @@ fn the_defaults_are_those_of_the_documentation() {
     assert_eq!((config.queue.max_events, config.queue.max_bytes), (10_000_000, 8 << 30));
     assert_eq!(config.writer.batch_size, None);
     assert_eq!(config.json.max_items, 1000);
+    assert_eq!(config.storage, StorageConfig::Sqlite { path: "data/db/replicon.db".into() });
+    assert!(!config.channels_fallback);
+}
+
+#[test]
+fn a_file_of_events_has_its_own_defaults() {
     let path = PathBuf::from("data/db/events_raw.jsonl");
     assert_eq!(
-        config.storage,
+        good("storage_backend = file\n").storage,
         StorageConfig::File { path, sync_every: Duration::from_millis(200) }
     );
-    assert!(!config.channels_fallback);
 }
 
 #[test]
@@ -169,7 +174,7 @@ fn what_is_not_here_yet_is_refused_with_its_line() {
         ),
         (
             "storage_backend = mysql\n",
-            "t.conf:1: storage_backend = mysql is not part of this release (2.0.0 has storage_backend = file and noop)",
+            "t.conf:1: storage_backend = mysql is not part of this release (2.0.0 has storage_backend = sqlite, postgres, file and noop)",
         ),
         (
             "https_enabled = true\n",
@@ -205,13 +210,22 @@ fn keys_that_contradict_each_other_are_refused() {
             &["t.conf:1: http_max_inflight_bytes = 1MiB cannot hold one request"][..],
         ),
         (
-            "queue_file_path = a/./b\nqueue_file_ack_path = ./a/b\nstorage_file_path = a/c/../b\n",
+            "queue_file_path = a/./b\nqueue_file_ack_path = ./a/b\nstorage_file_path = a/c/../b\nstorage_backend = file\n",
             &[
                 "t.conf:2: queue_file_ack_path and queue_file_path are one file",
                 "t.conf:3: storage_file_path and queue_file_path are one file",
                 "t.conf:3: storage_file_path and queue_file_ack_path are one file",
             ][..],
         ),
+        (
+            "queue_file_path = a/b\nstorage_file_path = a/b\nstorage_sqlite_path = a//b\n",
+            &["t.conf:3: storage_sqlite_path and queue_file_path are one file"][..],
+        ),
+        (
+            "storage_sqlite_path = :memory:\n",
+            &["t.conf:1: storage_sqlite_path = :memory: would not be a file of this name"][..],
+        ),
+        ("storage_sqlite_path = file:x?mode=memory\n", &["t.conf:1: storage_sqlite_path = "][..]),
     ] {
         let wrong = wrong(conf);
         assert_eq!(wrong.len(), parts.len(), "{wrong:?}");
@@ -219,6 +233,126 @@ fn keys_that_contradict_each_other_are_refused() {
             assert!(problem.starts_with(part), "{problem}");
         }
     }
+}
+
+const POSTGRES: &str =
+    "storage_backend = postgres\nstorage_postgres_dsn = postgres://u:s3cret@h/d\n";
+
+fn postgres_of(config: &Config) -> &PostgresConfig {
+    match &config.storage {
+        StorageConfig::Postgres(postgres) => postgres,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn postgres_is_used_as_its_keys_say() {
+    let config = good(POSTGRES);
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    let postgres = postgres_of(&config);
+    assert_eq!(postgres.dsn.host, PgHost::Tcp { host: "h".to_owned(), port: 5432 });
+    assert_eq!(postgres.dsn.password.as_deref(), Some("s3cret"));
+    assert_eq!(postgres.connect_timeout, Duration::from_secs(3));
+    assert_eq!((postgres.max_open, postgres.max_idle), (16, 16));
+    assert_eq!(postgres.lifetime, Some(Duration::from_secs(1800)));
+    assert!(postgres.origin_lock);
+    assert!(!format!("{:?} {:?}", config.storage, config.settings).contains("s3cret"));
+
+    let config = good(&format!(
+        "{POSTGRES}\
+storage_postgres_connect_timeout_ms = 500
+storage_postgres_max_open_conns = 4
+storage_postgres_conn_max_lifetime_min = 0
+storage_origin_lock = off
+writer_workers = 3
+"
+    ));
+    let postgres = postgres_of(&config);
+    assert_eq!(postgres.connect_timeout, Duration::from_millis(500));
+    assert_eq!((postgres.max_open, postgres.max_idle), (4, 4));
+    assert_eq!(postgres.lifetime, None);
+    assert!(!postgres.origin_lock);
+    let config = good(&format!("{POSTGRES}storage_postgres_max_idle_conns = 0\n"));
+    assert_eq!(postgres_of(&config).max_idle, 0);
+}
+
+#[test]
+fn an_address_that_is_not_used_is_not_judged() {
+    for backend in ["sqlite", "file", "noop"] {
+        let config = good(&format!(
+            "storage_backend = {backend}\nwriter_workers = 64\nstorage_postgres_dsn = postgres://h/d?x=1\n"
+        ));
+        assert!(config.warnings.is_empty(), "{backend}: {:?}", config.warnings);
+    }
+}
+
+#[test]
+fn postgres_without_an_address_is_told_how_to_write_one() {
+    let form = "postgres://USER:PASSWORD@127.0.0.1:5432/replicon?sslmode=disable";
+    let needs = format!(
+        "storage_backend = postgres needs storage_postgres_dsn; write storage_postgres_dsn = {form}"
+    );
+    for (conf, line) in [
+        ("\nstorage_backend = postgres\n", 2),
+        ("storage_backend = postgres\nstorage_postgres_dsn =\n", 2),
+    ] {
+        assert_eq!(wrong(conf), [format!("t.conf:{line}: {needs}")]);
+    }
+}
+
+#[test]
+fn an_address_that_is_wrong_is_refused_with_its_line_and_not_shown() {
+    for dsn in ["postgres://u:s3cret@h:x/d", "postgres://u:s3cret@h,i/d", "s3cret", "user=u s3cret"]
+    {
+        let wrong = wrong(&format!("storage_backend = postgres\nstorage_postgres_dsn = {dsn}\n"));
+        assert_eq!(wrong.len(), 1, "{wrong:?}");
+        assert!(wrong[0].starts_with("t.conf:2: storage_postgres_dsn: "), "{wrong:?}");
+        assert!(!wrong[0].contains("cret"), "{wrong:?}");
+    }
+}
+
+#[test]
+fn parameters_of_an_address_that_have_no_effect_are_warned_about() {
+    let config = good(
+        "storage_backend = postgres\nstorage_postgres_dsn = host=h user=u password=s3cret sslpassword=s3cret colour='s3cret'\n",
+    );
+    let warned = |name| {
+        format!(
+            "t.conf:2: storage_postgres_dsn: the parameter {name} is not known and has no effect"
+        )
+    };
+    assert_eq!(config.warnings, [warned("sslpassword"), warned("colour")]);
+    assert!(!format!("{:?}", config.settings.effective()).contains("s3cret"));
+}
+
+#[test]
+fn writers_leave_a_connection_to_others() {
+    for (conf, line, part) in [
+        (
+            "writer_workers = 16\n",
+            3,
+            "make storage_postgres_max_open_conns at least 17, or writer_workers smaller",
+        ),
+        (
+            "storage_postgres_max_open_conns = 1\n",
+            3,
+            "make storage_postgres_max_open_conns at least 2",
+        ),
+        (
+            "writer_workers = 4\nstorage_postgres_max_open_conns = 4\n",
+            4,
+            "writer_workers = 4 takes every connection of storage_postgres_max_open_conns = 4",
+        ),
+    ] {
+        let wrong = wrong(&format!("{POSTGRES}{conf}"));
+        assert_eq!(wrong.len(), 1, "{wrong:?}");
+        assert!(wrong[0].starts_with(&format!("t.conf:{line}: ")), "{wrong:?}");
+        assert!(wrong[0].contains(part), "{wrong:?}");
+    }
+    assert!(
+        !wrong(&format!("{POSTGRES}storage_postgres_max_open_conns = 1\n"))[0].contains("smaller")
+    );
+    good(&format!("{POSTGRES}writer_workers = 15\n"));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::future::Future;
 
 use bytes::Bytes;
 
-use super::{Storage, StorageError};
+use super::{Contact, Storage, StorageError};
 use crate::event::{Event, Micros, ModeTag, Name, Seq};
 
 /// An event for the suite.
@@ -22,6 +22,10 @@ pub fn event(seq: u64, payload: &str) -> Event {
     }
 }
 
+fn contact(first_unacked: u64) -> Contact {
+    Contact { first_unacked: Seq(first_unacked), node_id: "a-node-id".to_owned() }
+}
+
 fn good<T>(result: Result<T, StorageError>) -> T {
     result.unwrap_or_else(|e| panic!("{e}"))
 }
@@ -35,7 +39,7 @@ where
     R: FnMut() -> Vec<(u64, String)>,
 {
     let storage = open().await;
-    assert_eq!(good(storage.connect(Seq(1)).await), None, "an empty storage holds no seq");
+    assert_eq!(good(storage.connect(&contact(1)).await), None, "an empty storage holds no seq");
     let first = [event(1, "{\"a\":1}"), event(2, "{\"b\":\"\u{1F600}\"}"), event(5, "{}")];
     good(storage.append(&first).await);
     let want: Vec<_> =
@@ -55,7 +59,11 @@ where
     drop(storage);
 
     let storage = open().await;
-    assert_eq!(good(storage.connect(Seq(3)).await), Some(Seq(6)), "the largest seq comes back");
+    assert_eq!(
+        good(storage.connect(&contact(3)).await),
+        Some(Seq(6)),
+        "the largest seq comes back"
+    );
     good(storage.append(&more).await);
     good(storage.append(&[event(9, "{\"d\":4}")]).await);
     want.push((9, "{\"d\":4}".to_owned()));

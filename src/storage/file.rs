@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::{Storage, StorageError};
+use super::{Contact, Storage, StorageError};
 use crate::clock::{Clock, rfc3339};
 use crate::event::{Event, Micros, Origin, Seq};
 use crate::fsx::{DirLock, Disk, DiskFile, durable_dir, parent, read_full};
@@ -221,7 +221,8 @@ fn wait_for_turn(synced_at: Option<Duration>, options: &Options) {
 }
 
 impl Storage for FileStorage {
-    async fn connect(&self, first_unacked: Seq) -> Result<Option<Seq>, StorageError> {
+    async fn connect(&self, contact: &Contact) -> Result<Option<Seq>, StorageError> {
+        let first_unacked = contact.first_unacked;
         let (open, options) = (self.open.clone(), self.options.clone());
         task::blocking(move || {
             let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);

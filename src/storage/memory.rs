@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Kind, Storage, StorageError};
+use super::{Contact, Kind, Storage, StorageError};
 use crate::event::{Event, Seq};
 
 /// What the next appends meet.
@@ -62,7 +62,7 @@ impl MemoryStorage {
 }
 
 impl Storage for MemoryStorage {
-    async fn connect(&self, _first_unacked: Seq) -> Result<Option<Seq>, StorageError> {
+    async fn connect(&self, _contact: &Contact) -> Result<Option<Seq>, StorageError> {
         Ok(self.lock().rows.last_key_value().map(|(seq, _)| *seq))
     }
 

@@ -16,6 +16,7 @@ pub mod conformance;
 pub mod file;
 pub mod memory;
 pub mod noop;
+pub mod sql;
 
 use std::future::Future;
 
@@ -23,11 +24,10 @@ use crate::event::{ChannelName, Event, Seq};
 
 /// The storage's role. See the module's contract.
 pub trait Storage: Send + Sync + 'static {
-    /// First contact. `first_unacked` is the oldest seq that may come again; the largest seq of
-    /// ours that stands there comes back.
+    /// First contact; the largest seq of ours that stands there comes back.
     fn connect(
         &self,
-        first_unacked: Seq,
+        contact: &Contact,
     ) -> impl Future<Output = Result<Option<Seq>, StorageError>> + Send;
     /// Stores events, in rising order of seq.
     fn append(&self, events: &[Event]) -> impl Future<Output = Result<(), StorageError>> + Send;
@@ -37,6 +37,15 @@ pub trait Storage: Send + Sync + 'static {
     fn lanes(&self) -> usize;
     /// Whether it can be written to, for `check`; changes nothing that counts.
     fn probe(&self) -> impl Future<Output = Result<(), StorageError>> + Send;
+}
+
+/// What a storage is told of the node at first contact.
+#[derive(Clone, Debug, Default)]
+pub struct Contact {
+    /// The oldest seq that may come again.
+    pub first_unacked: Seq,
+    /// The node's id: one unbroken history.
+    pub node_id: String,
 }
 
 /// What to do about an error.
@@ -80,6 +89,22 @@ pub enum AnyStorage {
     Noop(noop::NoopStorage),
     /// Nothing on disk; tests and simulation.
     Memory(memory::MemoryStorage),
+    /// A PostgreSQL database.
+    Postgres(sql::SqlStorage<sql::postgres::Server>),
+    /// An SQLite database.
+    Sqlite(sql::SqlStorage<sql::sqlite::Database>),
+}
+
+impl AnyStorage {
+    /// What a database server says of its durability; nothing for other storages.
+    #[must_use]
+    pub fn facts(&self) -> Vec<(String, String)> {
+        match self {
+            Self::Postgres(sql) => sql.facts(),
+            Self::Sqlite(sql) => sql.facts(),
+            Self::File(_) | Self::Noop(_) | Self::Memory(_) => Vec::new(),
+        }
+    }
 }
 
 macro_rules! each {
@@ -88,13 +113,15 @@ macro_rules! each {
             Self::File($s) => $body,
             Self::Noop($s) => $body,
             Self::Memory($s) => $body,
+            Self::Postgres($s) => $body,
+            Self::Sqlite($s) => $body,
         }
     };
 }
 
 impl Storage for AnyStorage {
-    async fn connect(&self, first_unacked: Seq) -> Result<Option<Seq>, StorageError> {
-        each!(self, s => s.connect(first_unacked).await)
+    async fn connect(&self, contact: &Contact) -> Result<Option<Seq>, StorageError> {
+        each!(self, s => s.connect(contact).await)
     }
     async fn append(&self, events: &[Event]) -> Result<(), StorageError> {
         each!(self, s => s.append(events).await)

@@ -2,7 +2,7 @@
 //!
 //! Knows nothing.
 
-use super::{Storage, StorageError};
+use super::{Contact, Storage, StorageError};
 use crate::event::{Event, Seq};
 
 /// Discards.
@@ -10,7 +10,7 @@ use crate::event::{Event, Seq};
 pub struct NoopStorage;
 
 impl Storage for NoopStorage {
-    async fn connect(&self, _first_unacked: Seq) -> Result<Option<Seq>, StorageError> {
+    async fn connect(&self, _contact: &Contact) -> Result<Option<Seq>, StorageError> {
         Ok(None)
     }
     async fn append(&self, _events: &[Event]) -> Result<(), StorageError> {

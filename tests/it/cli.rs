@@ -312,9 +312,7 @@ fn what_comes_in_a_later_release_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     for (key, value) in [
         ("queue_backend", "redis"),
-        ("storage_backend", "postgres"),
         ("storage_backend", "mysql"),
-        ("storage_backend", "sqlite"),
         ("https_enabled", "true"),
         ("replication_enabled", "true"),
     ] {

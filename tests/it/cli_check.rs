@@ -136,8 +136,16 @@ fn check_refuses_directories_that_cannot_be_written() {
     let dir = tempfile::tempdir().unwrap();
     // below a file there is no directory for anybody
     write(dir.path(), "occupied", "");
-    for key in ["queue_file_path", "queue_file_ack_path", "storage_file_path"] {
-        let ran = run(dir.path(), &["check", "--set", &format!("{key}=occupied/x/y")]);
+    let places = [
+        ("queue_file_path", "sqlite"),
+        ("queue_file_ack_path", "sqlite"),
+        ("storage_sqlite_path", "sqlite"),
+        ("storage_file_path", "file"),
+    ];
+    for (key, backend) in places {
+        let (key_set, backend) =
+            (format!("{key}=occupied/x/y"), format!("storage_backend={backend}"));
+        let ran = run(dir.path(), &["check", "--set", &key_set, "--set", &backend]);
         assert_eq!(ran.code, Some(2), "{}", ran.err);
         assert_eq!(lines_with(&ran.err, "error: ").len(), 1, "{}", ran.err);
         assert!(ran.err.contains(key), "{}", ran.err);

@@ -299,3 +299,35 @@ async fn a_copy_that_fails_stays_in_the_main_log_until_it_stands() {
     bench.end().await;
     assert!(try_open(options(&disk)).is_ok());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newer_lease_waits_until_the_older_ones_are_copied() {
+    let disk = SimDisk::new();
+    let queue = Arc::new(open(options(&disk)));
+    queue.append(batch("a", 0, 6)).await.unwrap();
+    let mut leases = Vec::new();
+    for _ in 0..3 {
+        let limit = LeaseLimit { events: 2, bytes: 1 << 20 };
+        leases.push(queue.lease(&Source::Main, limit).await.unwrap());
+    }
+    let park = |mut lease: replicon::queue::Lease| {
+        let queue = queue.clone();
+        tokio::spawn(async move {
+            let seqs = lease.events.iter().map(|e| e.seq).collect();
+            queue.park(&mut lease, &seqs, "its table is gone").await.unwrap();
+            queue.ack(lease, &[]).await;
+        })
+    };
+    let (oldest, middle, newest) = (leases.remove(0), leases.remove(0), leases.remove(0));
+    let newest = park(newest);
+    let middle = park(middle);
+    // both are under way, and must not pass the oldest
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!newest.is_finished() && !middle.is_finished());
+    // this one is stored after all
+    queue.ack(oldest, &[]).await;
+    middle.await.unwrap();
+    newest.await.unwrap();
+    let came = deliver(&queue).await;
+    assert_eq!(came.iter().map(number).collect::<Vec<_>>(), [2, 3, 4, 5]);
+}

@@ -197,6 +197,9 @@ fn a_real_disk_that_fills_up_loses_nothing_and_serves_again_within_five_seconds_
     });
     let took = freed.elapsed();
     assert!(took < Duration::from_secs(5), "{took:?} after space came back");
+    for words in ["its segment is closed and a new one begun", "the log goes on in a new segment"] {
+        super::words::stands_in_the_readme(&node, words);
+    }
     node.wait_drained();
     assert_eq!(node.stop().code(), Some(0));
     let mut found: Vec<u64> =

@@ -175,7 +175,7 @@ fn every_shell_block_runs_and_answers_as_the_readme_shows() {
             continue;
         }
         if block.text.trim() == START {
-            let started = Node::start(dir.path(), &[]);
+            let started = Node::start(dir.path(), &["--set", "storage_backend=sqlite"]);
             wait_ready(&started);
             node = Some(started);
         }

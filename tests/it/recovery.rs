@@ -192,13 +192,15 @@ async fn what_was_found_behind_the_last_sync_is_durable_before_it_is_delivered()
     // the sync fails, the process is killed, the page cache shows the frame whole
     disk.fail(Some(Op::Sync), Fault::From(0));
     assert!(queue.append(batch("a", 2, 1)).await.is_err());
-    let mut cached = disk.crash(Persist::Everything, 1);
-    // the pages of the frame are clean and not on the disk: a second crash takes them, and what was
-    // handed out meanwhile must come again all the same
-    let queue = open(options(&cached));
+    disk.fail(None, Fault::From(0));
+    drop(queue);
+    disk.heal();
+    // the pages of the frame are in the cache and not on the disk: a power cut takes them, and what
+    // was handed out meanwhile must come again all the same
+    let queue = open(options(&disk));
     let lease = queue.lease(&Source::Main, crate::support::sim::WIDE).await.unwrap();
     assert_eq!(lease.events.len(), 2, "a frame that is whole is kept");
-    cached = cached.crash(Persist::Nothing, 2);
+    let cached = disk.crash(Persist::Nothing, 2);
     let (again, queue) = drain(open(options(&cached))).await;
     assert_eq!(again, lease.events, "delivered before it was durable");
     assert_eq!(queue.stats().damage, Vec::<String>::new());

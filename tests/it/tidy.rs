@@ -58,7 +58,7 @@ fn known(text: &str) -> BTreeSet<String> {
 }
 
 /// Who may know whom. What is not listed may know nothing of the crate.
-const ARROWS: [(&str, &[&str]); 20] = [
+const ARROWS: [(&str, &[&str]); 21] = [
     ("event", &[]),
     ("clock", &["event"]),
     ("task", &[]),
@@ -67,7 +67,7 @@ const ARROWS: [(&str, &[&str]); 20] = [
     ("seq", &["event", "clock"]),
     ("channel", &["event", "json"]),
     ("queue", &["event", "clock", "task", "fsx", "seq"]),
-    ("storage", &["event", "clock", "task", "fsx"]),
+    ("storage", &["event", "clock", "task", "fsx", "channel", "json"]),
     ("writer", &["event", "queue", "storage", "task"]),
     ("ingest", &["event", "clock", "task", "channel", "json", "queue"]),
     ("metrics", &["queue"]),
@@ -75,14 +75,29 @@ const ARROWS: [(&str, &[&str]); 20] = [
     ("telemetry", &[]),
     ("http", &["clock", "task", "channel", "json", "queue", "ingest", "health", "metrics"]),
     ("config", &["event", "channel", "json"]),
-    ("cli", &["config", "node", "telemetry", "fsx", "queue"]),
+    ("control", &["event", "fsx", "queue", "task"]),
+    (
+        "cli",
+        &[
+            "clock",
+            "config",
+            "control",
+            "event",
+            "fsx",
+            "metrics",
+            "node",
+            "queue",
+            "task",
+            "telemetry",
+        ],
+    ),
     ("main", &[]),
     ("lib", &[]),
     (
         "node",
         &[
-            "clock", "config", "event", "fsx", "health", "http", "ingest", "metrics", "queue",
-            "seq", "storage", "task", "writer",
+            "clock", "config", "control", "event", "fsx", "health", "http", "ingest", "metrics",
+            "queue", "seq", "storage", "task", "writer",
         ],
     ),
 ];
@@ -113,6 +128,8 @@ fn libraries_stay_where_they_belong() {
         ("clap::", &["cli"]),
         ("serde_yaml::", &["config"]),
         ("tracing_subscriber::", &["telemetry"]),
+        ("indicatif::", &["cli"]),
+        ("sqlx::", &["storage"]),
     ];
     for (path, text) in rust_files("src") {
         for (library, homes) in only {

@@ -75,6 +75,7 @@ pub mod dead;
 mod end;
 pub mod handle;
 pub mod log;
+pub mod look;
 pub mod open;
 mod parked;
 mod parking;

@@ -325,7 +325,7 @@ fn run(
     Ok(FileQueue { shared, threads, node_id, fresh: !certain, _lock: lock })
 }
 
-fn suffixed(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn suffixed(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()

@@ -29,6 +29,16 @@ pub struct Damage {
     pub events: u64,
 }
 
+impl Damage {
+    /// Whether both report one stretch: found by the start and by the reader, it may begin a frame
+    /// earlier or later.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.segment == other.segment
+            && (self.from == other.from || (self.to, self.events) == (other.to, other.events))
+    }
+}
+
 impl std::fmt::Display for Damage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { segment, from, to, events } = self;

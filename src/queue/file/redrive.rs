@@ -45,7 +45,15 @@ pub(super) fn settle(
         let state = if held.contains(new) { DeadState::Redriven(*new) } else { DeadState::Dead };
         (*old, state)
     };
-    dead.mark(&open.iter().map(settled).collect::<Vec<_>>())
+    let marks: Vec<_> = open.iter().map(settled).collect();
+    let there = marks.iter().filter(|(_, state)| *state != DeadState::Dead).count();
+    tracing::warn!(
+        "{} dead letters were being put back when this node stopped: {there} stand in the log, {} {} dead as before",
+        marks.len(),
+        marks.len() - there,
+        if marks.len() - there == 1 { "is" } else { "are" }
+    );
+    dead.mark(&marks)
 }
 
 /// Which of `wanted` the log holds. One that may lie in a stretch that cannot be read counts as held:

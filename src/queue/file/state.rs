@@ -101,12 +101,7 @@ impl StateFile {
     /// # Errors
     /// What the disk says.
     pub fn report(&mut self, damage: &Damage) -> io::Result<bool> {
-        // found by the start and by the reader, the same stretch may begin a frame earlier or later
-        let known = |d: &Damage| {
-            d.segment == damage.segment
-                && (d.from == damage.from || (d.to, d.events) == (damage.to, damage.events))
-        };
-        if self.record.damage.iter().chain(&self.record.acknowledged).any(known) {
+        if self.record.damage.iter().chain(&self.record.acknowledged).any(|d| d.is_same(damage)) {
             return Ok(false);
         }
         self.update(|record| {

@@ -40,6 +40,10 @@ fn disk_with(bytes: &[u8]) -> SimDisk {
     disk
 }
 
+fn contact(first_unacked: u64) -> Contact {
+    Contact { first_unacked: Seq(first_unacked), ..Contact::default() }
+}
+
 #[tokio::test]
 async fn file_storage_conforms() {
     let disk = SimDisk::new();
@@ -50,7 +54,7 @@ async fn file_storage_conforms() {
 async fn a_pretty_printed_payload_stays_one_line_and_loses_no_other_byte() {
     let disk = SimDisk::new();
     let storage = storage(&disk);
-    storage.connect(Seq(1)).await.unwrap();
+    storage.connect(&contact(1)).await.unwrap();
     storage.append(&[event(1, "{\r\n  \"a\" : \"x\\ny\",\n\"n\": 1.10 }")]).await.unwrap();
     assert_eq!(lines(&disk), [(1, "{    \"a\" : \"x\\ny\", \"n\": 1.10 }".to_owned())]);
 }
@@ -60,7 +64,7 @@ async fn not_a_byte_of_an_older_versions_file_is_cut() {
     for old in ["{\"a\":1}\n{\"b\":2}\n", "{\"a\":1}\n{\"b\":2}", "{\"a\":1}\n{\"b\":", "garbage"] {
         let disk = disk_with(old.as_bytes());
         let storage = storage(&disk);
-        assert_eq!(storage.connect(Seq(1)).await, Ok(None), "{old:?}");
+        assert_eq!(storage.connect(&contact(1)).await, Ok(None), "{old:?}");
         storage.append(&[event(7, "{}")]).await.unwrap();
         let now = String::from_utf8(disk.bytes(Path::new(PATH)).unwrap()).unwrap();
         let rest = now.strip_prefix(old).unwrap_or_else(|| panic!("{now:?} lost {old:?}"));
@@ -73,7 +77,7 @@ async fn not_a_byte_of_an_older_versions_file_is_cut() {
 async fn a_tail_torn_at_any_byte_is_written_again_whole() {
     let disk = SimDisk::new();
     let first = storage(&disk);
-    first.connect(Seq(1)).await.unwrap();
+    first.connect(&contact(1)).await.unwrap();
     let events: Vec<_> = (1..=4).map(|i| event(i, &format!("{{\"n\":{i}}}"))).collect();
     first.append(&events).await.unwrap();
     let whole = disk.bytes(Path::new(PATH)).unwrap();
@@ -81,7 +85,7 @@ async fn a_tail_torn_at_any_byte_is_written_again_whole() {
     for cut in 0..=whole.len() {
         let torn = disk_with(&whole[..cut]);
         let again = storage(&torn);
-        again.connect(Seq(1)).await.unwrap();
+        again.connect(&contact(1)).await.unwrap();
         again.append(&events).await.unwrap();
         assert_eq!(lines(&torn), want, "cut at {cut}");
     }
@@ -91,7 +95,7 @@ async fn a_tail_torn_at_any_byte_is_written_again_whole() {
 async fn a_page_of_zeros_before_a_whole_page_is_cut_and_written_again() {
     let disk = SimDisk::new();
     let first = storage(&disk);
-    first.connect(Seq(1)).await.unwrap();
+    first.connect(&contact(1)).await.unwrap();
     let pad = "x".repeat(150);
     let events: Vec<_> = (1..=40).map(|i| event(i, &format!("{{\"n\":\"{i}{pad}\"}}"))).collect();
     first.append(&events).await.unwrap();
@@ -104,7 +108,7 @@ async fn a_page_of_zeros_before_a_whole_page_is_cut_and_written_again() {
         let torn = disk_with(&bad);
         let again = storage(&torn);
         // nothing was acked
-        again.connect(Seq(1)).await.unwrap();
+        again.connect(&contact(1)).await.unwrap();
         again.append(&events).await.unwrap();
         let text = torn.bytes(Path::new(PATH)).unwrap();
         let text = String::from_utf8_lossy(&text);
@@ -118,14 +122,14 @@ async fn a_page_of_zeros_before_a_whole_page_is_cut_and_written_again() {
 async fn what_was_acked_is_never_looked_at_again() {
     let disk = SimDisk::new();
     let first = storage(&disk);
-    first.connect(Seq(1)).await.unwrap();
+    first.connect(&contact(1)).await.unwrap();
     let events: Vec<_> = (1..=4).map(|i| event(i, "{}")).collect();
     first.append(&events).await.unwrap();
     let mut bytes = disk.bytes(Path::new(PATH)).unwrap();
     bytes[3] = b'#';
     let damaged = disk_with(&bytes);
     let again = storage(&damaged);
-    assert_eq!(again.connect(Seq(4)).await, Ok(Some(Seq(4))));
+    assert_eq!(again.connect(&contact(4)).await, Ok(Some(Seq(4))));
     assert_eq!(damaged.bytes(Path::new(PATH)).unwrap(), bytes);
 }
 
@@ -134,7 +138,7 @@ async fn after_a_failed_sync_the_same_bytes_are_written_again_not_synced_again()
     for mode in MODES {
         let disk = SimDisk::new();
         let storage = storage(&disk);
-        storage.connect(Seq(1)).await.unwrap();
+        storage.connect(&contact(1)).await.unwrap();
         storage.append(&[event(1, "{}")]).await.unwrap();
         disk.fail(Some(Op::Sync), Fault::Once(0));
         assert!(storage.append(&[event(2, "{\"two\":2}")]).await.is_err());
@@ -148,7 +152,7 @@ async fn after_a_failed_sync_the_same_bytes_are_written_again_not_synced_again()
 async fn a_full_disk_is_an_outage_and_ends_with_it() {
     let disk = SimDisk::new();
     let storage = storage(&disk);
-    storage.connect(Seq(1)).await.unwrap();
+    storage.connect(&contact(1)).await.unwrap();
     disk.set_capacity(Some(100));
     let error = storage.append(&[event(1, "{}")]).await.unwrap_err();
     assert_eq!((error.kind, error.code.as_str()), (super::super::Kind::Retry, "ENOSPC"));
@@ -162,7 +166,7 @@ async fn a_file_rotated_removed_or_cut_under_a_running_node_loses_nothing_unconf
     for what in ["rotated", "removed", "cut"] {
         let disk = SimDisk::new();
         let storage = storage(&disk);
-        storage.connect(Seq(1)).await.unwrap();
+        storage.connect(&contact(1)).await.unwrap();
         storage.append(&[event(1, "{}"), event(2, "{}")]).await.unwrap();
         match what {
             "rotated" => disk.rename(Path::new(PATH), Path::new("/db/old")).unwrap(),
@@ -178,14 +182,14 @@ async fn a_file_rotated_removed_or_cut_under_a_running_node_loses_nothing_unconf
 async fn lines_of_a_failed_sync_are_made_durable_by_the_next_start() {
     let disk = SimDisk::new();
     let first = storage(&disk);
-    first.connect(Seq(1)).await.unwrap();
+    first.connect(&contact(1)).await.unwrap();
     disk.fail(Some(Op::Sync), Fault::From(0));
     let events = [event(1, "{}"), event(2, "{}")];
     assert!(first.append(&events).await.is_err());
     // killed: the page cache shows the lines, clean, and the disk does not hold them
     disk.heal();
     let again = storage(&disk);
-    assert_eq!(again.connect(Seq(1)).await.unwrap(), Some(Seq(2)));
+    assert_eq!(again.connect(&contact(1)).await.unwrap(), Some(Seq(2)));
     again.append(&events).await.unwrap();
     assert_eq!(lines(&disk.crash(Persist::Nothing, 1)).len(), 2);
 }

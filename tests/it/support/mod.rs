@@ -84,7 +84,9 @@ impl Node {
     pub fn try_start(dir: &Path, args: &[&str]) -> Result<Self, String> {
         let log = File::options().create(true).append(true).open(dir.join("stderr")).unwrap();
         let mut command = replicon(dir);
-        command.args(["--set", "http_listen=127.0.0.1:0"]).args(args);
+        // most tests read what is stored as lines; the last of two settings of a key counts
+        command.args(["--set", "http_listen=127.0.0.1:0", "--set", "storage_backend=file"]);
+        command.args(args);
         command.stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().unwrap();
         let mut ready = String::new();

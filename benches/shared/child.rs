@@ -1,22 +1,19 @@
-//! The servers under measurement: each a process of its own in a directory of its own, gone when its
-//! handle is.
+//! A server as a process of its own, in a directory that somebody else keeps; gone when its handle is.
 //!
-//! Does not know how they are driven.
+//! Does not know how it is driven, nor what for.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use replicon::clock::Clock;
-use tempfile::TempDir;
 
 use crate::client::Client;
-use crate::floor;
-use crate::settings::{Outcome, clear, scratch};
+use crate::settings::Outcome;
 
 /// The route that is driven.
 pub const ROUTE: &str = "/ingress/events_raw/add";
@@ -25,62 +22,22 @@ pub const KEY: &str = "key-abc123";
 
 const CONF: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/conf/replicon.conf"));
 const CHANNELS: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/conf/channels.yml"));
-/// Ceilings that no run reaches: a benchmark offers more than any storage drains.
-const CEILINGS: [&str; 2] = ["queue_buffer=100000000000", "queue_max_bytes=64TiB"];
+/// Any free port, and ceilings that no run reaches: a benchmark offers more than any storage drains.
+const SETTINGS: [&str; 3] =
+    ["http_listen=127.0.0.1:0", "queue_buffer=100000000000", "queue_max_bytes=64TiB"];
 /// How long a start may take.
 const START: Duration = Duration::from_secs(15);
 
-/// What can be started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Subject {
-    /// Floor A.
-    Bare,
-    /// Floor B.
-    Commit,
-    /// replicon, throwing away what it drains: the accepting path alone.
-    Noop,
-    /// replicon as shipped, draining into file storage meanwhile.
-    File,
-}
-
-impl Subject {
-    /// For people.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Bare => "floor A, bare 202",
-            Self::Commit => "floor B, group commit",
-            Self::Noop => "replicon, storage noop",
-            Self::File => "replicon, storage file",
-        }
+/// The release binary with the shipped configuration, but for these settings: `key=value`.
+pub fn node(dir: &Path, settings: &[&str]) -> Outcome<Command> {
+    std::fs::create_dir_all(dir.join("conf"))?;
+    std::fs::write(dir.join("conf/replicon.conf"), CONF)?;
+    std::fs::write(dir.join("conf/channels.yml"), CHANNELS)?;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_replicon"));
+    for setting in SETTINGS.iter().chain(settings) {
+        command.args(["--set", *setting]);
     }
-
-    /// Whether it is what the goals are for.
-    pub const fn is_replicon(self) -> bool {
-        matches!(self, Self::Noop | Self::File)
-    }
-
-    fn command(self, dir: &Path) -> Outcome<Command> {
-        let mut command = match self {
-            Self::Bare | Self::Commit => Command::new(std::env::current_exe()?),
-            Self::Noop | Self::File => Command::new(env!("CARGO_BIN_EXE_replicon")),
-        };
-        match self {
-            Self::Bare => command.arg(floor::BARE),
-            Self::Commit => command.arg(floor::COMMIT).arg(dir.join("log")),
-            Self::Noop => command.args(["--set", "storage_backend=noop"]),
-            Self::File => command.args(["--set", "storage_backend=file"]),
-        };
-        if self.is_replicon() {
-            std::fs::create_dir(dir.join("conf"))?;
-            std::fs::write(dir.join("conf/replicon.conf"), CONF)?;
-            std::fs::write(dir.join("conf/channels.yml"), CHANNELS)?;
-            command.args(["--set", "http_listen=127.0.0.1:0"]);
-            for ceiling in CEILINGS {
-                command.args(["--set", ceiling]);
-            }
-        }
-        Ok(command)
-    }
+    Ok(command)
 }
 
 /// Kills its process when dropped.
@@ -93,14 +50,12 @@ impl Drop for Guard {
     }
 }
 
-/// A server that takes requests. The fields are dropped in this order: the process goes before its
-/// directory.
+/// A server that listens.
 pub struct Running {
     guard: Guard,
     /// Where it listens.
     pub addr: SocketAddr,
     _stdout: BufReader<ChildStdout>,
-    dir: TempDir,
 }
 
 /// Resident memory, in MiB.
@@ -122,13 +77,11 @@ pub struct Health {
 }
 
 impl Running {
-    /// Starts one and waits until it takes requests.
-    pub fn start(subject: Subject) -> Outcome<Self> {
-        let dir = scratch()?;
-        let log = dir.path().join("stderr");
-        let mut command = subject.command(dir.path())?;
+    /// Starts one, `name` for people, in a directory, and waits until it listens.
+    pub fn start(name: &str, mut command: Command, dir: &Path) -> Outcome<Self> {
+        let log = dir.join("stderr");
         command
-            .current_dir(dir.path())
+            .current_dir(dir)
             .env_clear()
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -141,18 +94,13 @@ impl Running {
         stdout.read_line(&mut line)?;
         let Some(addr) = address(&line) else {
             let log = std::fs::read_to_string(&log).unwrap_or_default();
-            let name = subject.name();
             return Err(format!("{name} did not start; it printed {line:?} and\n{log}").into());
         };
-        let running = Self { guard, addr, _stdout: stdout, dir };
-        if subject.is_replicon() {
-            running.wait_until_ready()?;
-        }
-        Ok(running)
+        Ok(Self { guard, addr, _stdout: stdout })
     }
 
     /// Appends are refused for a moment after the first start, until storage has been looked at.
-    fn wait_until_ready(&self) -> Outcome<()> {
+    pub fn wait_until_ready(&self) -> Outcome<()> {
         let clock = Clock::system();
         loop {
             let mut client = Client::connect(self.addr)?;
@@ -194,10 +142,16 @@ impl Running {
         }
     }
 
-    /// Ends it and removes what it wrote.
-    pub fn stop(self) -> Outcome<()> {
-        drop(self.guard);
-        clear(self.dir)
+    /// Sends it a signal and waits for its end.
+    #[allow(unsafe_code)]
+    pub fn end(mut self, signal: libc::c_int) -> Outcome<ExitStatus> {
+        let pid = libc::pid_t::try_from(self.guard.0.id())?;
+        // SAFETY: a bare system call; nobody has waited for the child, so the id is still its own.
+        let sent = unsafe { libc::kill(pid, signal) };
+        if sent != 0 {
+            return Err(io::Error::last_os_error().into());
+        }
+        Ok(self.guard.0.wait()?)
     }
 }
 

@@ -1,0 +1,382 @@
+//! First contact: the origin's lock and row, the tables, and what stands there already.
+//!
+//! Asked for before anything is written, and again whenever the lock was lost. Whatever fails here is
+//! an outage: nothing was refused to any event.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use super::dialect::Class;
+use super::route::Part;
+use super::schema::{Difference, Standing, compare};
+use super::session::{Backend, Lock, Param, Session, SqlError, TextRow};
+use super::table::{Index, Table, plan, reading_index, replicon_released};
+use super::value::timestamptz;
+use super::{Inner, seq_param, whose};
+use crate::event::Seq;
+use crate::storage::{Kind, StorageError};
+use crate::task;
+
+/// How often the holder of an origin shows that it lives.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// An origin is taken over from another node id after so long a silence.
+const SILENCE_MS: u64 = 30_000;
+/// Longest that a look at the lock may take.
+const PING: Duration = Duration::from_secs(5);
+/// The channel under which `replicon_released` holds when the owner last lived, ms since 1970: a row
+/// apart from the one that writers hold.
+const ALIVE: &str = "";
+
+/// A contact that stands.
+#[derive(Debug)]
+pub struct Ready {
+    /// This node's id.
+    pub node_id: String,
+    /// How often the origin was taken, this time included.
+    pub epoch: u64,
+    /// The largest seq of ours that stands there.
+    pub last: Option<Seq>,
+    /// What the server says of its durability.
+    pub facts: Vec<(String, String)>,
+}
+
+impl<B: Backend> Inner<B> {
+    /// The contact, made where there is none.
+    pub(super) async fn ready(self: &Arc<Self>) -> Result<Arc<Ready>, StorageError> {
+        if let Some(ready) = self.state().ready.clone() {
+            return Ok(ready);
+        }
+        let mut lock = self.lock.lock().await;
+        if let Some(ready) = self.state().ready.clone() {
+            return Ok(ready);
+        }
+        let origin = self.options.origin.as_str();
+        if lock.is_none() {
+            let taken = self.backend.lock(origin).await.map_err(outage)?;
+            *lock = Some(taken.ok_or_else(|| held_elsewhere(origin))?);
+        }
+        let made = self.make().await;
+        if let Err(e) = &made
+            && e.code == "connection"
+        {
+            // whoever holds no connection may hold no lock either
+            *lock = None;
+        }
+        let ready = Arc::new(made?);
+        let first = {
+            let mut state = self.state();
+            state.ready = Some(ready.clone());
+            !std::mem::replace(&mut state.kept, true)
+        };
+        if first {
+            let me = Arc::downgrade(self);
+            drop(task::spawn(keep(me)));
+        }
+        Ok(ready)
+    }
+
+    async fn make(&self) -> Result<Ready, StorageError> {
+        let facts = self.preflight().await?;
+        self.prepare_tables().await?;
+        let mut session = self.backend.begin().await.map_err(outage)?;
+        let taken = self.take(&mut session).await;
+        let last = match &taken {
+            Ok(_) => self.last(&mut session).await.map_err(outage),
+            Err(_) => Ok(None),
+        };
+        let epoch = match (taken, last.is_ok()) {
+            (Ok(epoch), true) => epoch,
+            (taken, _) => {
+                session.rollback().await;
+                taken?;
+                last?;
+                return Err(StorageError::retry("contact", "no contact"));
+            }
+        };
+        session.commit().await.map_err(outage)?;
+        let node_id = self.state().contact.node_id.clone();
+        Ok(Ready { node_id, epoch, last: last?, facts })
+    }
+
+    async fn preflight(&self) -> Result<Vec<(String, String)>, StorageError> {
+        let mut session = self.backend.begin().await.map_err(outage)?;
+        let mut facts = Vec::new();
+        for (name, sql) in self.backend.dialect().preflight() {
+            let rows = session.rows(sql, &[]).await.map_err(outage)?;
+            let value = rows.into_iter().next().and_then(|row| row.into_iter().next().flatten());
+            facts.push(((*name).to_owned(), value.unwrap_or_default()));
+        }
+        session.rollback().await;
+        let is = |name: &str, value: &str| facts.iter().any(|(n, v)| n == name && v == value);
+        if is("in_recovery", "true") || is("transaction_read_only", "on") {
+            return Err(StorageError::retry(
+                "read only",
+                "the server takes no writes: it is a standby, or default_transaction_read_only is on; name the primary in the DSN",
+            ));
+        }
+        Ok(facts)
+    }
+
+    /// Makes what is missing; refuses what does not fit. A structured channel whose table does not fit
+    /// is suspect, and the others go on.
+    async fn prepare_tables(&self) -> Result<(), StorageError> {
+        let first = !self.state().kept;
+        for table in plan(&self.options.registry) {
+            let difference = self.prepare(&table, first).await.map_err(outage)?;
+            if difference.misfits.is_empty() {
+                continue;
+            }
+            let text = misfit_text(&table, &difference);
+            let of_channel = self.targets.structured.values().any(|t| t.name == table.name);
+            if !of_channel {
+                return Err(StorageError::retry("schema", text));
+            }
+            tracing::error!(table = %table.name, "{text}; events of its channel wait");
+            self.state().suspects.insert(table.name.clone());
+        }
+        Ok(())
+    }
+
+    /// Makes a table where it is missing; a new column of a channel only at the first contact: later
+    /// it was taken away by somebody.
+    async fn prepare(&self, table: &Table, add: bool) -> Result<Difference, SqlError> {
+        let dialect = self.backend.dialect();
+        let mut session = self.backend.begin().await?;
+        let columns = self.columns_of(&mut session, &table.name).await?;
+        let mut difference = Difference::default();
+        if columns.is_empty() {
+            for statement in dialect.create_table(table) {
+                session.execute(&statement, &[]).await?;
+            }
+        } else {
+            let name = [Param::Text(table.name.as_str().into())];
+            let key = session.rows(dialect.introspect_key(), &name).await?;
+            let key: Vec<String> = key.into_iter().flatten().flatten().collect();
+            let same = |ty, name: &str| dialect.same_type(ty, name);
+            difference = compare(table, &columns, &key, &same);
+            for column in std::mem::take(&mut difference.to_add) {
+                if add {
+                    session.execute(&dialect.add_column(table, &column), &[]).await?;
+                    tracing::info!("column {} was added to table {}", column.name, table.name);
+                } else {
+                    difference.misfits.push(format!("column {} is missing", column.name));
+                }
+            }
+            if add && !difference.extras.is_empty() {
+                let extras = difference.extras.join(", ");
+                tracing::warn!(
+                    "table {} has more than ours, which is left alone: {extras}",
+                    table.name
+                );
+            }
+        }
+        session.commit().await?;
+        Ok(difference)
+    }
+
+    /// The columns that a table has; none where it is not there.
+    pub(super) async fn columns_of(
+        &self,
+        session: &mut B::Session,
+        table: &str,
+    ) -> Result<Vec<Standing>, SqlError> {
+        let name = [Param::Text(table.into())];
+        let rows = session.rows(self.backend.dialect().introspect_columns(), &name).await?;
+        Ok(rows.iter().filter_map(Standing::read).collect())
+    }
+
+    /// Tables that refused a statement, or that this batch needs and a start did not: looked at, and
+    /// made where they are missing.
+    pub(super) async fn look_at_suspects(&self, parts: &[Part<'_>]) -> Result<(), StorageError> {
+        for part in parts {
+            if !self.state().suspects.contains(&part.table.name) {
+                continue;
+            }
+            let difference = self.prepare(&part.table, false).await.map_err(outage)?;
+            if !difference.misfits.is_empty() {
+                return Err(StorageError {
+                    kind: Kind::Fatal,
+                    code: "schema".to_owned(),
+                    text: misfit_text(&part.table, &difference),
+                    channel: part.channel.clone(),
+                });
+            }
+            self.state().suspects.remove(&part.table.name);
+            tracing::info!(
+                "table {} of {} fits again",
+                part.table.name,
+                whose(part.channel.as_ref())
+            );
+        }
+        Ok(())
+    }
+
+    /// Takes the origin's row; the epoch that is ours now.
+    async fn take(&self, session: &mut B::Session) -> Result<u64, StorageError> {
+        let dialect = self.backend.dialect();
+        let node_id = self.state().contact.node_id.clone();
+        let rows = session.rows(&dialect.node_row_exclusive(), &[self.origin()]).await;
+        let rows = rows.map_err(outage)?;
+        let text = |row: &TextRow, at: usize| row.get(at).cloned().flatten().unwrap_or_default();
+        let now = self.options.clock.wall();
+        let now_ms = u64::try_from(now.0 / 1000).unwrap_or(0);
+        let mut since = Param::Null;
+        if let Some(row) = rows.first() {
+            let (owner, host) = (text(row, 1), text(row, 4));
+            let alive = self.released(session).await.map_err(outage)?.get(ALIVE).copied();
+            if owner != node_id && alive.is_some_and(|at| at + SILENCE_MS > now_ms) {
+                return Err(StorageError::retry(
+                    "origin",
+                    format!(
+                        "{} is written by another node (id {owner} on host {host}), alive within the last 30 s: give each node a node_name of its own",
+                        self.options.origin
+                    ),
+                ));
+            }
+            if let (true, Ok(kept)) = (owner == node_id, text(row, 5).parse()) {
+                since = Param::Int(kept);
+            }
+        }
+        let params = [
+            self.origin(),
+            Param::Text(node_id.into()),
+            Param::Int(1),
+            Param::Text(timestamptz(now).into()),
+            Param::Text(host().into()),
+            since,
+        ];
+        let taken = session.rows(&dialect.node_take(), &params).await.map_err(outage)?;
+        let epoch = taken.first().and_then(|row| text(row, 0).parse().ok());
+        self.alive(session, now_ms).await.map_err(outage)?;
+        epoch.ok_or_else(|| StorageError::retry("origin", "the origin's row could not be written"))
+    }
+
+    /// Each channel's released seq, and when the owner last lived.
+    async fn released(&self, session: &mut B::Session) -> Result<BTreeMap<String, u64>, SqlError> {
+        let rows = session.rows(&self.backend.dialect().released_read(), &[self.origin()]).await?;
+        let pair = |row: &TextRow| match row.as_slice() {
+            [Some(channel), Some(seq)] => Some((channel.clone(), seq.parse().ok()?)),
+            _ => None,
+        };
+        Ok(rows.iter().filter_map(pair).collect())
+    }
+
+    async fn alive(&self, session: &mut B::Session, now_ms: u64) -> Result<(), SqlError> {
+        let sql = self.backend.dialect().released_upsert(1);
+        let params = [self.origin(), Param::Text(ALIVE.into()), seq_param(Seq(now_ms))];
+        debug_assert_eq!(replicon_released().columns.len(), params.len());
+        session.execute(&sql, &params).await.map(drop)
+    }
+
+    async fn last(&self, session: &mut B::Session) -> Result<Option<Seq>, SqlError> {
+        let mut last = None;
+        for table in self.targets.structured.values().chain([&self.targets.raw]) {
+            if self.columns_of(session, &table.name).await?.is_empty() {
+                continue;
+            }
+            let sql = self.backend.dialect().last_seq(table);
+            let rows = session.rows(&sql, &[self.origin()]).await?;
+            let seq = rows.into_iter().flatten().flatten().next().and_then(|seq| seq.parse().ok());
+            last = last.max(seq.map(Seq));
+        }
+        Ok(last)
+    }
+
+    /// The indexes that tables should have and lack, built while events are written.
+    async fn build_indexes(&self) {
+        let dialect = self.backend.dialect();
+        for table in plan(&self.options.registry) {
+            let wanted = table.indexes.iter().cloned().chain(reading_index(&table));
+            for index in wanted {
+                if let Err(e) = self.build_index(&table, &index).await {
+                    tracing::warn!(
+                        "index {} on table {} is not built: {e}",
+                        index.name,
+                        table.name
+                    );
+                    let _ = self
+                        .backend
+                        .execute_alone(&dialect.drop_index_online(&table, &index))
+                        .await;
+                }
+            }
+        }
+    }
+
+    async fn build_index(&self, table: &Table, index: &Index) -> Result<(), SqlError> {
+        let dialect = self.backend.dialect();
+        let mut session = self.backend.begin().await?;
+        let name = [Param::Text(index.name.as_str().into())];
+        let rows = session.rows(dialect.introspect_index(), &name).await?;
+        session.rollback().await;
+        match rows.first().and_then(|row| row[0].as_deref()) {
+            Some("true") => return Ok(()),
+            // what an earlier build that was broken off left
+            Some(_) => {
+                self.backend.execute_alone(&dialect.drop_index_online(table, index)).await?;
+            }
+            None => {}
+        }
+        self.backend.execute_alone(&dialect.create_index_online(table, index)).await
+    }
+
+    async fn beat(&self) -> Result<(), SqlError> {
+        let now_ms = u64::try_from(self.options.clock.wall().0 / 1000).unwrap_or(0);
+        let mut session = self.backend.begin().await?;
+        self.alive(&mut session, now_ms).await?;
+        session.commit().await
+    }
+}
+
+/// Builds what is missing, then keeps the lock and shows that this node lives, as long as the storage
+/// is there.
+async fn keep<B: Backend>(storage: Weak<Inner<B>>) {
+    match storage.upgrade() {
+        Some(storage) => storage.build_indexes().await,
+        None => return,
+    }
+    loop {
+        task::sleep(HEARTBEAT).await;
+        let Some(storage) = storage.upgrade() else { return };
+        let mut lock = storage.lock.lock().await;
+        let Some(held) = &mut *lock else { continue };
+        let pinged = tokio::time::timeout(PING, held.ping()).await;
+        if !matches!(pinged, Ok(Ok(()))) {
+            tracing::warn!(
+                "the lock of origin {} is lost: it is taken again",
+                storage.options.origin
+            );
+            *lock = None;
+            storage.forget();
+        } else if let Ok(Err(e)) = tokio::time::timeout(PING, storage.beat()).await {
+            tracing::debug!("no heartbeat: {e}");
+        }
+    }
+}
+
+fn misfit_text(table: &Table, difference: &Difference) -> String {
+    let misfits = difference.misfits.join(", ");
+    format!("table {} does not fit: {misfits} (replicon schema shows what is wanted)", table.name)
+}
+
+fn held_elsewhere(origin: &str) -> StorageError {
+    StorageError::retry(
+        "origin lock",
+        format!(
+            "another node holds the origin {origin} in this database: two nodes must never share a node_name; events wait here meanwhile"
+        ),
+    )
+}
+
+/// What fails before events are written is no event's fault.
+fn outage(e: SqlError) -> StorageError {
+    let SqlError { class, code, text } = e;
+    debug_assert!(class != Class::AlreadyThere || !text.is_empty());
+    StorageError::retry(code, text)
+}
+
+fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
+}

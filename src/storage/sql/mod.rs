@@ -1,0 +1,266 @@
+//! SQL storage: one flow for all databases. Dialects are data, executors only bind and stream.
+//!
+//! Does not know the queue, HTTP, or which database it is. A batch is one transaction: the origin's
+//! row is held for share first, so that two processes can never write as one node; then the rows go
+//! by the fastest road, and only where one stands there already by the idempotent one, which compares
+//! what stands with what would be written.
+
+pub mod contact;
+pub mod dialect;
+pub mod postgres;
+mod replay;
+pub mod route;
+pub mod schema;
+pub mod session;
+pub mod sqlite;
+pub mod table;
+pub mod value;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{Contact, Kind, Storage, StorageError};
+use crate::channel::Registry;
+use crate::clock::Clock;
+use crate::event::{ChannelName, Event, Origin, Seq};
+use contact::Ready;
+use dialect::Class;
+use route::{Moments, Part, Targets, route};
+use session::{Backend, Param, Record, Session, SqlError, TextRow};
+
+/// Two transactions that meet are tried again at once, so often.
+const MEETINGS: usize = 20;
+
+/// What a storage is told of its node.
+#[derive(Clone)]
+pub struct Options {
+    /// `node_name`.
+    pub origin: Origin,
+    /// The channels.
+    pub registry: Arc<Registry>,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// A database as storage.
+pub struct SqlStorage<B: Backend>(Arc<Inner<B>>);
+
+struct Inner<B: Backend> {
+    backend: B,
+    options: Options,
+    targets: Targets,
+    /// The origin's lock; held while a contact is made, so that there is one at a time.
+    lock: tokio::sync::Mutex<Option<B::Lock>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    ready: Option<Arc<Ready>>,
+    contact: Contact,
+    /// Tables that refused a statement: looked at before they are written to again.
+    suspects: BTreeSet<String>,
+    /// Whether a task keeps the lock.
+    kept: bool,
+}
+
+impl<B: Backend> SqlStorage<B> {
+    /// Nothing is connected before the first contact.
+    #[must_use]
+    pub fn new(backend: B, options: Options) -> Self {
+        let targets = Targets::of(&options.registry);
+        let (lock, state) = (tokio::sync::Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { backend, options, targets, lock, state }))
+    }
+
+    /// What the server says of its durability.
+    #[must_use]
+    pub fn facts(&self) -> Vec<(String, String)> {
+        self.0.state().ready.as_ref().map(|ready| ready.facts.clone()).unwrap_or_default()
+    }
+}
+
+impl<B: Backend> Inner<B> {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn forget(&self) {
+        self.state().ready = None;
+    }
+
+    /// Holds the origin's row to the end of the transaction; an error where it is not ours any more.
+    async fn guard(
+        &self,
+        session: &mut B::Session,
+        ready: &Ready,
+        exclusive: bool,
+    ) -> Result<(), SqlError> {
+        let dialect = self.backend.dialect();
+        let sql = if exclusive { dialect.node_row_exclusive() } else { dialect.node_row_share() };
+        let rows = session.rows(&sql, &[self.origin()]).await?;
+        let ours = |row: &TextRow| {
+            row.get(1).cloned().flatten().as_deref() == Some(&ready.node_id)
+                && row.get(2).cloned().flatten() == Some(ready.epoch.to_string())
+        };
+        if rows.first().is_some_and(ours) {
+            return Ok(());
+        }
+        self.forget();
+        Err(SqlError {
+            class: Class::Retry,
+            code: "origin lock".to_owned(),
+            text: format!(
+                "another process has taken the origin {} in this database since: two nodes must never share a node_name",
+                self.options.origin
+            ),
+        })
+    }
+
+    fn origin(&self) -> Param<'_> {
+        Param::Text(self.options.origin.as_str().into())
+    }
+
+    async fn append(self: &Arc<Self>, events: &[Event]) -> Result<(), StorageError> {
+        let ready = self.ready().await?;
+        let moments = Moments::of(events);
+        let Options { origin, registry, .. } = &self.options;
+        let parts = route(events, &moments, origin, registry, &self.targets)?;
+        self.look_at_suspects(&parts).await?;
+        let mut meetings = 0;
+        loop {
+            let Err((e, part)) = self.store(&ready, &parts).await else { return Ok(()) };
+            meetings += 1;
+            if e.class != Class::RetryAtOnce || meetings >= MEETINGS {
+                return Err(self.judge(e, part.map(|at| &parts[at])));
+            }
+        }
+    }
+
+    /// One transaction; the error names the part that it is about.
+    async fn store(
+        &self,
+        ready: &Ready,
+        parts: &[Part<'_>],
+    ) -> Result<(), (SqlError, Option<usize>)> {
+        let general = |e| (e, None);
+        let mut session = self.backend.begin().await.map_err(general)?;
+        if let Err(e) = self.guard(&mut session, ready, false).await {
+            session.rollback().await;
+            return Err((e, None));
+        }
+        for (at, part) in parts.iter().enumerate() {
+            match session.store(&part.table, &part.rows).await {
+                Ok(()) => {}
+                Err(e) => {
+                    session.rollback().await;
+                    if e.class == Class::AlreadyThere {
+                        return self.replay(ready, parts).await;
+                    }
+                    return Err((e, Some(at)));
+                }
+            }
+        }
+        session.commit().await.map_err(general)
+    }
+
+    /// An error as the writer is told it.
+    fn judge(&self, e: SqlError, part: Option<&Part<'_>>) -> StorageError {
+        let SqlError { class, code, text } = e;
+        let channel = part.and_then(|part| part.channel.clone());
+        let table = part.map_or("", |part| part.table.name.as_str());
+        let (kind, channel) = match (class, part) {
+            // not while events were written: the tables of our own, which a new contact looks at
+            (Class::Fatal | Class::Reject | Class::AlreadyThere, None) => {
+                self.forget();
+                (Kind::Retry, None)
+            }
+            (Class::Fatal, Some(_)) => {
+                self.state().suspects.insert(table.to_owned());
+                (Kind::Fatal, channel)
+            }
+            (Class::Reject | Class::AlreadyThere, Some(_)) => (Kind::Reject, channel),
+            (Class::Locked, _) => (Kind::Retry, channel),
+            (Class::Retry | Class::RetryAtOnce, _) => (Kind::Retry, None),
+        };
+        let text = match kind {
+            Kind::Fatal => format!("table {table}: {text}"),
+            _ => text,
+        };
+        StorageError { kind, code, text, channel }
+    }
+
+    /// Whether an event stands there with its content, behind every transaction that is under way.
+    async fn stands(self: &Arc<Self>, event: &Event) -> Result<bool, StorageError> {
+        let ready = self.ready().await?;
+        let events = std::slice::from_ref(event);
+        let moments = Moments::of(events);
+        let Options { origin, registry, .. } = &self.options;
+        let mut session = self.backend.begin().await.map_err(|e| self.judge(e, None))?;
+        let looked = async {
+            self.guard(&mut session, &ready, true).await?;
+            match route(events, &moments, origin, registry, &self.targets) {
+                Ok(parts) => self.all_equal(&mut session, &parts).await,
+                // no row can be made of it today; one made earlier stands there all the same
+                Err(_) => self.any_identity(&mut session, event.seq).await,
+            }
+        };
+        let looked = looked.await;
+        session.rollback().await;
+        looked.map_err(|e| self.judge(e, None))
+    }
+
+    async fn any_identity(&self, session: &mut B::Session, seq: Seq) -> Result<bool, SqlError> {
+        let dialect = self.backend.dialect();
+        let params = [self.origin(), seq_param(seq)];
+        for table in self.targets.structured.values().chain([&self.targets.raw]) {
+            let known = self.columns_of(session, &table.name).await?;
+            if !known.is_empty() && !session.rows(&dialect.stands(table), &params).await?.is_empty()
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// A seq as a parameter.
+fn seq_param(seq: Seq) -> Param<'static> {
+    // no seq reaches 2^53
+    Param::Int(i64::try_from(seq.0).unwrap_or(i64::MAX))
+}
+
+/// The seq of a record, for maps.
+fn seq_of(record: &Record<'_>) -> Seq {
+    record.head.seq
+}
+
+impl<B: Backend> Storage for SqlStorage<B> {
+    async fn connect(&self, contact: &Contact) -> Result<Option<Seq>, StorageError> {
+        self.0.state().contact = contact.clone();
+        self.0.ready().await.map(|ready| ready.last)
+    }
+
+    async fn append(&self, events: &[Event]) -> Result<(), StorageError> {
+        self.0.append(events).await
+    }
+
+    async fn stands(&self, event: &Event) -> Result<bool, StorageError> {
+        self.0.stands(event).await
+    }
+
+    fn lanes(&self) -> usize {
+        self.0.backend.lanes()
+    }
+
+    async fn probe(&self) -> Result<(), StorageError> {
+        let session = self.0.backend.begin().await.map_err(|e| self.0.judge(e, None))?;
+        session.rollback().await;
+        Ok(())
+    }
+}
+
+/// The channel of a part in words.
+fn whose(channel: Option<&ChannelName>) -> String {
+    channel.map_or_else(|| "several channels".to_owned(), ToString::to_string)
+}

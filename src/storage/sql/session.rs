@@ -1,0 +1,99 @@
+//! What the flow needs of a database: sessions, statements as text, and errors that carry a class.
+//!
+//! The contract of an executor, and no implementation. Does not know tables or events.
+
+use std::future::Future;
+
+use super::dialect::{Class, Dialect};
+use super::table::Table;
+use super::value::{Head, Value};
+
+pub use super::value::sqlite::Bind as Param;
+
+/// A row as it is read back: every column as text, or null.
+pub type TextRow = Vec<Option<String>>;
+
+/// A row to be stored.
+#[derive(Debug)]
+pub struct Record<'a> {
+    /// Its canonical columns.
+    pub head: Head<'a>,
+    /// The others, in the order of the table.
+    pub values: Vec<Option<Value<'a>>>,
+}
+
+/// Sessions of a database.
+pub trait Backend: Send + Sync + 'static {
+    /// One session, in a transaction.
+    type Session: Session;
+    /// The session that holds the origin's lock.
+    type Lock: Lock;
+
+    /// Its words.
+    fn dialect(&self) -> &dyn Dialect;
+    /// Begins a transaction.
+    fn begin(&self) -> impl Future<Output = Result<Self::Session, SqlError>> + Send;
+    /// A session of its own that holds the lock of an origin; `None` where somebody else has it.
+    fn lock(
+        &self,
+        origin: &str,
+    ) -> impl Future<Output = Result<Option<Self::Lock>, SqlError>> + Send;
+    /// How many writers it can serve at once.
+    fn lanes(&self) -> usize;
+    /// A row as the dialect takes its parameters.
+    fn params<'v>(&self, record: &'v Record<'_>) -> Vec<Param<'v>>;
+    /// Runs a statement outside of any transaction.
+    fn execute_alone(&self, sql: &str) -> impl Future<Output = Result<(), SqlError>> + Send;
+}
+
+/// A session in a transaction; dropped without [`Session::commit`], nothing of it stands.
+pub trait Session: Send {
+    /// Runs a statement; how many rows it changed.
+    fn execute(
+        &mut self,
+        sql: &str,
+        params: &[Param<'_>],
+    ) -> impl Future<Output = Result<u64, SqlError>> + Send;
+    /// Runs a statement; what it gives.
+    fn rows(
+        &mut self,
+        sql: &str,
+        params: &[Param<'_>],
+    ) -> impl Future<Output = Result<Vec<TextRow>, SqlError>> + Send;
+    /// Stores rows by the fastest road.
+    fn store(
+        &mut self,
+        table: &Table,
+        rows: &[Record<'_>],
+    ) -> impl Future<Output = Result<(), SqlError>> + Send;
+    /// Undoes it. What cannot be undone now is undone when the session ends.
+    fn rollback(self) -> impl Future<Output = ()> + Send;
+    /// Makes it durable.
+    fn commit(self) -> impl Future<Output = Result<(), SqlError>> + Send;
+}
+
+/// The session that holds a lock.
+pub trait Lock: Send {
+    /// Whether the lock is still held, asked of the server.
+    fn ping(&mut self) -> impl Future<Output = Result<(), SqlError>> + Send;
+}
+
+/// An error of the database. Its text holds names of its own, never a value of an event.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text} ({code})")]
+pub struct SqlError {
+    /// What it asks for.
+    pub class: Class,
+    /// The server's code, or a word of ours.
+    pub code: String,
+    /// For the operator.
+    pub text: String,
+}
+
+impl SqlError {
+    /// The connection failed, was lost, or was not to be had in time.
+    #[must_use]
+    pub fn connection(text: impl Into<String>) -> Self {
+        Self { class: Class::Retry, code: "connection".to_owned(), text: text.into() }
+    }
+}
