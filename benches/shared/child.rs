@@ -41,7 +41,7 @@ pub fn node(dir: &Path, settings: &[&str]) -> Outcome<Command> {
 }
 
 /// Kills its process when dropped.
-struct Guard(Child);
+pub struct Guard(pub Child);
 
 impl Drop for Guard {
     fn drop(&mut self) {
@@ -86,7 +86,7 @@ impl Running {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(File::create(&log)?);
-        end_with_parent(&mut command);
+        end_with_parent(&mut command, libc::SIGKILL);
         let mut guard = Guard(command.spawn()?);
         let stdout = guard.0.stdout.take().ok_or("the child has no stdout")?;
         let mut stdout = BufReader::new(stdout);
@@ -143,14 +143,8 @@ impl Running {
     }
 
     /// Sends it a signal and waits for its end.
-    #[allow(unsafe_code)]
     pub fn end(mut self, signal: libc::c_int) -> Outcome<ExitStatus> {
-        let pid = libc::pid_t::try_from(self.guard.0.id())?;
-        // SAFETY: a bare system call; nobody has waited for the child, so the id is still its own.
-        let sent = unsafe { libc::kill(pid, signal) };
-        if sent != 0 {
-            return Err(io::Error::last_os_error().into());
-        }
+        send(&mut self.guard.0, signal)?;
         Ok(self.guard.0.wait()?)
     }
 }
@@ -161,14 +155,28 @@ fn address(line: &str) -> Option<SocketAddr> {
     words.find_map(|word| word.strip_prefix("http=")?.parse().ok())
 }
 
-/// A benchmark that is killed leaves no servers behind.
+/// Sends a child a signal; one that has ended already gets none.
 #[allow(unsafe_code)]
-fn end_with_parent(command: &mut Command) {
-    const SIGNAL: libc::c_ulong = 9;
+pub fn send(child: &mut Child, signal: libc::c_int) -> io::Result<()> {
+    if child.try_wait()?.is_some() {
+        return Ok(());
+    }
+    let pid = libc::pid_t::try_from(child.id()).map_err(io::Error::other)?;
+    // SAFETY: a bare system call; nobody has waited for the child, so the id is still its own.
+    match unsafe { libc::kill(pid, signal) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A benchmark that is killed leaves no servers behind: they get that signal.
+#[allow(unsafe_code)]
+pub fn end_with_parent(command: &mut Command, signal: libc::c_int) {
+    let signal = libc::c_ulong::from(signal.unsigned_abs());
     // SAFETY: between fork and exec only prctl is called, which is a bare system call here: it takes
     // no pointers, allocates nothing and holds no locks.
     unsafe {
-        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, SIGNAL) {
+        command.pre_exec(move || match libc::prctl(libc::PR_SET_PDEATHSIG, signal) {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         });

@@ -8,6 +8,7 @@ mod dlq;
 mod log;
 mod print;
 mod progress;
+mod schema;
 mod serve;
 mod sources;
 
@@ -72,6 +73,15 @@ enum Command {
     Serve(Global),
     /// Validate all that can be validated without starting, and print what is in force.
     Check(Global),
+    /// The statements that a start would run in the database, and what stands in their way. Exit code
+    /// 0: nothing; 1: something would be run; 2: something does not fit, or nobody answers.
+    Schema {
+        /// Everything that an empty database would be given, without looking at one.
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        global: Global,
+    },
     /// What is in the log, whether it is whole, and the end of the red state.
     #[command(subcommand)]
     Log(log::LogCommand),
@@ -92,6 +102,7 @@ pub fn run() -> ExitCode {
     match cli.command.unwrap_or_else(|| Command::Serve(Global::default())) {
         Command::Serve(behind) => serve::run(&cli.global.and(behind)),
         Command::Check(behind) => check::run(&cli.global.and(behind)),
+        Command::Schema { all, global } => schema::run(&cli.global.and(global), all),
         Command::Log(command) => log::run(&cli.global, command),
         Command::Dlq(command) => dlq::run(&cli.global, command),
     }

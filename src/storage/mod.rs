@@ -13,6 +13,7 @@
 //! 5. A storage with [`Storage::lanes`] of 1 is given rising seqs, one batch at a time.
 
 pub mod conformance;
+pub mod event_store;
 pub mod file;
 pub mod memory;
 pub mod noop;

@@ -120,7 +120,7 @@ impl<Q: Queue, S: Storage> Worker<'_, Q, S> {
         loop {
             let timer = self.report.write_seconds.start_timer();
             let result = self.storage.append(part).await;
-            timer.observe_duration();
+            waited += Duration::from_secs_f64(timer.stop_and_record());
             match result {
                 Ok(()) => {
                     note(self.report, None);

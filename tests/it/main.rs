@@ -21,6 +21,8 @@ mod readme;
 mod recovery;
 mod script;
 mod slow;
+mod sql;
+mod sql_store;
 mod support;
 mod tidy;
 mod words;

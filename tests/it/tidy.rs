@@ -87,6 +87,7 @@ const ARROWS: [(&str, &[&str]); 21] = [
             "metrics",
             "node",
             "queue",
+            "storage",
             "task",
             "telemetry",
         ],

@@ -192,7 +192,7 @@ impl Shared {
         channel: &ChannelName,
         limit: LeaseLimit,
     ) -> io::Result<Option<Lease>> {
-        let main_at = lock(&self.reader).last();
+        let main_at = lock(&self.reader).passed();
         let mut parking = lock(&self.parking);
         let Some(aside) = parking.channels.get_mut(channel) else { return Ok(None) };
         let Some(log) = &mut aside.log else { return Ok(None) };

@@ -137,10 +137,13 @@ impl Reader {
         }
     }
 
-    /// The last seq that was come by, released before this process or read.
+    /// The last seq that was handed on, or released before this process. What was only looked at, or
+    /// given back, is still to come.
     #[must_use]
-    pub fn last(&self) -> Seq {
-        self.last
+    pub fn passed(&self) -> Seq {
+        let kept = self.kept.events.first().map(|event| event.seq);
+        let open = self.open.as_ref().map(EventsFrame::next_seq);
+        kept.or(open).map_or(self.last, |next| Seq(next.0.saturating_sub(1)))
     }
 
     /// Takes back what could not be dealt with: the next reading begins with it.

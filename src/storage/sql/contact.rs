@@ -355,9 +355,9 @@ async fn keep<B: Backend>(storage: Weak<Inner<B>>) {
     }
 }
 
-fn misfit_text(table: &Table, difference: &Difference) -> String {
+pub(super) fn misfit_text(table: &Table, difference: &Difference) -> String {
     let misfits = difference.misfits.join(", ");
-    format!("table {} does not fit: {misfits} (replicon schema shows what is wanted)", table.name)
+    format!("table {} does not fit: {misfits} (`replicon schema` shows what is wanted)", table.name)
 }
 
 fn held_elsewhere(origin: &str) -> StorageError {

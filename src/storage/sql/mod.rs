@@ -9,10 +9,12 @@ pub mod contact;
 pub mod dialect;
 pub mod postgres;
 mod replay;
+pub mod report;
 pub mod route;
 pub mod schema;
 pub mod session;
 pub mod sqlite;
+mod store;
 pub mod table;
 pub mod value;
 

@@ -84,6 +84,16 @@ impl<B: Backend> Inner<B> {
         Ok(true)
     }
 
+    /// Whether a row stands there with its content.
+    pub(super) async fn stands_equal(
+        &self,
+        session: &mut B::Session,
+        table: &Table,
+        row: &Record<'_>,
+    ) -> Result<bool, SqlError> {
+        Ok(self.first_different(session, table, &[row]).await?.is_none())
+    }
+
     /// The first of these rows that does not stand there with its content.
     async fn first_different(
         &self,
@@ -93,7 +103,8 @@ impl<B: Backend> Inner<B> {
     ) -> Result<Option<Seq>, SqlError> {
         for rows in rows.chunks(ROWS) {
             let sql = self.backend.dialect().existing(table, rows.len());
-            let mut params = vec![self.origin()];
+            let Some(first) = rows.first() else { continue };
+            let mut params = vec![Param::Text(first.head.origin.into())];
             params.extend(rows.iter().map(|row| seq_param(seq_of(row))));
             let found = session.rows(&sql, &params).await?;
             let found: BTreeMap<Seq, &TextRow> =

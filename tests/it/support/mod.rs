@@ -4,7 +4,9 @@
 
 pub mod client;
 pub mod ledger;
+pub mod postgres;
 pub mod sim;
+pub mod sqlite;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -84,8 +86,11 @@ impl Node {
     pub fn try_start(dir: &Path, args: &[&str]) -> Result<Self, String> {
         let log = File::options().create(true).append(true).open(dir.join("stderr")).unwrap();
         let mut command = replicon(dir);
-        // most tests read what is stored as lines; the last of two settings of a key counts
-        command.args(["--set", "http_listen=127.0.0.1:0", "--set", "storage_backend=file"]);
+        command.args(["--set", "http_listen=127.0.0.1:0"]);
+        if !dir.join("conf/replicon.conf").exists() {
+            // most tests read what is stored as lines; the last of two settings of a key counts
+            command.args(["--set", "storage_backend=file"]);
+        }
         command.args(args);
         command.stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().unwrap();

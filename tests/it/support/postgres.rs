@@ -1,0 +1,411 @@
+//! A PostgreSQL server of the test's own: in a temporary directory, on a unix socket, a direct child
+//! that the kernel ends with the test process, however that ends. Never the system's own instance.
+//!
+//! Knows nothing of what is tested.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::wait_until;
+
+/// The role that nodes log in as; it owns every database that is made here.
+pub const ROLE: &str = "replicon";
+/// Its password, as the documentation has it. Asked for over TCP only.
+pub const PASSWORD: &str = "replicon-secret";
+const ADMIN: &str = "postgres";
+const IN_TIME: Duration = Duration::from_secs(60);
+
+/// What every server runs with. Its time zone and its way to write dates are such as nobody may rely
+/// on.
+const SETTINGS: [&str; 5] = [
+    "fsync=on",
+    "shared_buffers=16MB",
+    "max_connections=60",
+    "timezone=<+0530>-05:30",
+    "datestyle=SQL,DMY",
+];
+
+/// Where the server's programs are, and who runs them: they refuse to run as root.
+struct Installed {
+    bin: PathBuf,
+    owner: Option<(u32, u32)>,
+}
+
+impl Installed {
+    fn get() -> &'static Self {
+        static FOUND: OnceLock<Installed> = OnceLock::new();
+        FOUND.get_or_init(|| Self { bin: find_programs(), owner: find_owner() })
+    }
+
+    /// A temporary directory that the server's user may use.
+    fn directory(&self) -> TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        if let Some((uid, gid)) = self.owner {
+            chown(dir.path(), Some(uid), Some(gid)).unwrap();
+        }
+        dir
+    }
+
+    /// A program as that user, in a directory of that user.
+    fn command(&self, program: impl AsRef<OsStr>, dir: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(dir).env_clear().env("LC_ALL", "C").stdin(Stdio::null());
+        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        if let Some((uid, gid)) = self.owner {
+            command.uid(uid).gid(gid);
+        }
+        command
+    }
+}
+
+fn find_programs() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut places: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    // Debian keeps the versions beside each other, outside of PATH
+    let entries = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let version = |name: &OsStr| name.to_str()?.parse::<u32>().ok();
+    let mut versions: Vec<(u32, PathBuf)> =
+        entries.filter_map(|e| Some((version(&e.file_name())?, e.path().join("bin")))).collect();
+    versions.sort_unstable();
+    places.extend(versions.into_iter().rev().map(|(_, bin)| bin));
+    places.push("/usr/local/bin".into());
+    let holds_all = |dir: &PathBuf| ["postgres", "initdb"].iter().all(|p| dir.join(p).is_file());
+    places.into_iter().find(holds_all).unwrap_or_else(|| {
+        panic!(
+            "no PostgreSQL server in PATH, nor under /usr/lib/postgresql: tests/run installs one, \
+             or: apt-get install postgresql postgresql-client"
+        )
+    })
+}
+
+/// Where we are root: the first of these users that there is.
+fn find_owner() -> Option<(u32, u32)> {
+    if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
+        return None;
+    }
+    let users = std::fs::read_to_string("/etc/passwd").unwrap();
+    let ids = |name: &str| {
+        let line = users.lines().find(|line| line.split(':').next() == Some(name))?;
+        let mut ids = line.split(':').skip(2).map(|id| id.parse::<u32>().ok());
+        Some((ids.next()??, ids.next()??))
+    };
+    let found = ["postgres", "nobody"].into_iter().find_map(ids);
+    assert!(found.is_some(), "PostgreSQL refuses to run as root, and no user postgres is there");
+    found
+}
+
+/// Runs a program to its end; what it printed, or what it said.
+fn run(mut command: Command, input: &[u8]) -> Result<Vec<u8>, String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .map_err(|e| format!("{name}: {e}; tests/run installs what the suite needs"))?;
+    // whoever ends before all of it is read says why
+    let _ = child.stdin.take().unwrap().write_all(input);
+    let output = child.wait_with_output().unwrap();
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    Err(format!("{name}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim()))
+}
+
+/// A fresh cluster as an archive, made once: `initdb` takes longer than all that follows it.
+fn template() -> &'static [u8] {
+    static TEMPLATE: OnceLock<Vec<u8>> = OnceLock::new();
+    TEMPLATE.get_or_init(|| {
+        let installed = Installed::get();
+        let dir = installed.directory();
+        let mut initdb = installed.command(installed.bin.join("initdb"), dir.path());
+        initdb.args(["-D", "data", "-U", ADMIN, "-E", "UTF8", "--no-locale", "--no-sync"]);
+        initdb.args(["--wal-segsize=1", "--auth-local=trust", "--auth-host=scram-sha-256"]);
+        let mut single = installed.command(installed.bin.join("postgres"), dir.path());
+        single.args(["--single", "-D", "data", "-c", "password_encryption=scram-sha-256", ADMIN]);
+        let role = format!("CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}'\n");
+        let mut pack = installed.command("tar", dir.path());
+        pack.args(["-cf", "-", "data"]);
+        let made = run(initdb, b"").and_then(|_| run(single, role.as_bytes()));
+        made.and_then(|_| run(pack, b"")).unwrap_or_else(|e| panic!("{e}"))
+    })
+}
+
+/// Starts a child from a thread that never ends: the kernel ends a server with the thread that
+/// started it, and a test may have several.
+fn spawn(command: Command) -> io::Result<Child> {
+    type Order = (Command, SyncSender<io::Result<Child>>);
+    static STARTER: OnceLock<SyncSender<Order>> = OnceLock::new();
+    let starter = STARTER.get_or_init(|| {
+        let (starter, orders) = sync_channel::<Order>(1);
+        std::thread::spawn(move || {
+            for (mut command, done) in orders {
+                let _ = done.send(command.spawn());
+            }
+        });
+        starter
+    });
+    let (done, child) = sync_channel(1);
+    starter.send((command, done)).unwrap();
+    child.recv().unwrap()
+}
+
+/// A port below those that the kernel gives to clients, so that it is still free at a restart.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = u16::try_from(std::process::id() % 9_000).unwrap();
+    loop {
+        let port = 20_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// The state of a process, and its parent.
+fn process(pid: u32) -> Option<(char, u32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat[stat.rfind(')')? + 1..].split_whitespace();
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
+fn stands_still(pid: u32) -> bool {
+    matches!(process(pid), None | Some(('T' | 'Z', _)))
+}
+
+/// Whether nothing of it runs any more; nobody may have asked how it ended.
+fn is_gone(pid: u32) -> bool {
+    matches!(process(pid), None | Some(('Z' | 'X', _)))
+}
+
+fn children_of(parent: u32) -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| process(*pid).is_some_and(|(_, of)| of == parent)).collect()
+}
+
+/// Sends a signal; who is gone already needs none.
+fn signal(name: &str, pids: &[u32]) {
+    if !pids.is_empty() {
+        let mut kill = Command::new("kill");
+        kill.args(["-s", name]).args(pids.iter().map(u32::to_string));
+        let _ = kill.stderr(Stdio::null()).status();
+    }
+}
+
+fn wait_for_all(what: &str, pids: &[u32], are: fn(u32) -> bool) {
+    wait_until(IN_TIME, what, || {
+        let not: Vec<&u32> = pids.iter().filter(|pid| !are(**pid)).collect();
+        if not.is_empty() { Ok(()) } else { Err(format!("not yet {not:?}")) }
+    });
+}
+
+fn psql(dsn: &str) -> Command {
+    let mut command = Command::new("psql");
+    command.args(["-XAtq", "-v", "ON_ERROR_STOP=1", dsn]).env_clear();
+    command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command.env("PGTZ", "UTC").env("PGDATESTYLE", "ISO").env("PGCONNECT_TIMEOUT", "10");
+    command
+}
+
+/// Runs SQL by `psql`; what it prints, columns separated by `|`.
+pub fn query(dsn: &str, sql: &str) -> Result<String, String> {
+    let printed = run(psql(dsn), sql.as_bytes())?;
+    Ok(String::from_utf8(printed).unwrap().trim_end_matches('\n').to_owned())
+}
+
+/// A server. It and its data go when it is dropped.
+pub struct Postgres {
+    postmaster: Option<Child>,
+    tcp: Option<u16>,
+    dir: TempDir,
+}
+
+impl Postgres {
+    /// On a unix socket only.
+    pub fn start() -> Self {
+        Self::begin(None)
+    }
+
+    /// On a free port of 127.0.0.1 too, where it asks for the password.
+    pub fn start_on_tcp() -> Self {
+        Self::begin(Some(free_port()))
+    }
+
+    fn begin(tcp: Option<u16>) -> Self {
+        let installed = Installed::get();
+        let dir = installed.directory();
+        let mut unpack = installed.command("tar", dir.path());
+        unpack.args(["-xf", "-"]);
+        run(unpack, template()).unwrap_or_else(|e| panic!("{e}"));
+        let mut server = Self { postmaster: None, tcp, dir };
+        server.restart();
+        server
+    }
+
+    /// Starts it again on its data, after [`Postgres::kill`] or [`Postgres::stop_orderly`].
+    pub fn restart(&mut self) {
+        assert!(!self.runs(), "it runs");
+        let (installed, dir) = (Installed::get(), self.dir.path());
+        let log = File::options().create(true).append(true).open(dir.join("log")).unwrap();
+        let mut command = installed.command("setpriv", dir);
+        command.args(["--pdeathsig", "KILL", "--"]).arg(installed.bin.join("postgres"));
+        command.arg("-D").arg(dir.join("data")).arg("-k").arg(dir);
+        let address = if self.tcp.is_some() { "127.0.0.1" } else { "" };
+        command.args(["-p", &self.port().to_string()]);
+        command.args(["-c", &format!("listen_addresses={address}")]);
+        for setting in SETTINGS {
+            command.args(["-c", setting]);
+        }
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        let started = spawn(command);
+        let started =
+            started.unwrap_or_else(|e| panic!("setpriv: {e}: apt-get install util-linux"));
+        self.postmaster = Some(started);
+        self.wait_ready();
+    }
+
+    fn wait_ready(&mut self) {
+        let pid = self.pid().to_string();
+        wait_until(IN_TIME, "a PostgreSQL server that is ready", || {
+            let ended = self.postmaster.as_mut().and_then(|child| child.try_wait().unwrap());
+            assert!(ended.is_none(), "PostgreSQL ended at its start: {}", self.log());
+            // one that was killed left a file of this name
+            let file = std::fs::read_to_string(self.dir.path().join("data/postmaster.pid"));
+            let file = file.unwrap_or_default();
+            let ours = file.lines().next() == Some(pid.as_str());
+            let ready = file.lines().last().is_some_and(|line| line.trim() == "ready");
+            if ours && ready { Ok(()) } else { Err(self.log()) }
+        });
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    fn pid(&self) -> u32 {
+        self.postmaster.as_ref().expect("it does not run").id()
+    }
+
+    /// Whether it was started and not ended since.
+    pub fn runs(&self) -> bool {
+        self.postmaster.is_some()
+    }
+
+    /// Its port, or the number in its socket's name.
+    pub fn port(&self) -> u16 {
+        self.tcp.unwrap_or(5432)
+    }
+
+    /// The directory of its socket.
+    pub fn socket_dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// How a node reaches a database: over TCP with the password where it listens there, else by the
+    /// socket.
+    pub fn dsn(&self, database: &str) -> String {
+        match self.tcp {
+            Some(port) => {
+                format!("postgres://{ROLE}:{PASSWORD}@127.0.0.1:{port}/{database}?sslmode=disable")
+            }
+            None => self.by_socket(ROLE, database),
+        }
+    }
+
+    fn by_socket(&self, role: &str, database: &str) -> String {
+        let host = self.dir.path().to_str().unwrap().replace('/', "%2F");
+        format!("postgres://{role}@{host}:{}/{database}", self.port())
+    }
+
+    /// Makes a database; its [`Postgres::dsn`].
+    pub fn database(&self, name: &str) -> String {
+        self.admin(&format!("CREATE DATABASE {name} OWNER {ROLE}"));
+        self.dsn(name)
+    }
+
+    /// Runs SQL in a database as its owner; what it prints, columns separated by `|`.
+    pub fn psql(&self, database: &str, sql: &str) -> String {
+        query(&self.by_socket(ROLE, database), sql).unwrap_or_else(|e| panic!("{sql}\n{e}"))
+    }
+
+    /// Runs SQL as the superuser, in a database that no node uses.
+    pub fn admin(&self, sql: &str) -> String {
+        query(&self.by_socket(ADMIN, ADMIN), sql).unwrap_or_else(|e| panic!("{sql}\n{e}"))
+    }
+
+    /// Runs SQL as a database's owner in a session that goes on by itself.
+    pub fn psql_in_background(&self, database: &str, sql: &str) -> Child {
+        let mut command = psql(&self.by_socket(ROLE, database));
+        command.args(["-c", sql]).stdin(Stdio::null()).stdout(Stdio::null());
+        command.spawn().unwrap_or_else(|e| panic!("psql: {e}"))
+    }
+
+    /// Kills every process of it at once; who they were.
+    fn end(&mut self) -> Vec<u32> {
+        let Some(mut postmaster) = self.postmaster.take() else { return Vec::new() };
+        let pid = postmaster.id();
+        // as long as it stands still it begins no backend
+        signal("STOP", &[pid]);
+        for _ in 0..1_000 {
+            if stands_still(pid) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let backends = children_of(pid);
+        signal("KILL", &backends);
+        let _ = postmaster.kill();
+        let _ = postmaster.wait();
+        backends
+    }
+
+    /// SIGKILL to the postmaster and all backends, and waits for their end.
+    pub fn kill(&mut self) {
+        let backends = self.end();
+        wait_for_all("killed backends to go", &backends, is_gone);
+    }
+
+    /// A fast shutdown, and waits for its end.
+    pub fn stop_orderly(&mut self) {
+        signal("INT", &[self.pid()]);
+        wait_until(IN_TIME, "an orderly stop", || {
+            let ended = self.postmaster.as_mut().and_then(|child| child.try_wait().unwrap());
+            ended.map(drop).ok_or_else(|| self.log())
+        });
+        self.postmaster = None;
+    }
+
+    /// SIGSTOP to the postmaster and all backends: connections stay, and nobody answers.
+    pub fn pause(&self) {
+        let pid = self.pid();
+        signal("STOP", &[pid]);
+        wait_for_all("a postmaster that stands still", &[pid], stands_still);
+        let backends = children_of(pid);
+        signal("STOP", &backends);
+        wait_for_all("backends that stand still", &backends, stands_still);
+    }
+
+    /// Ends a [`Postgres::pause`].
+    pub fn resume(&self) {
+        let pid = self.pid();
+        signal("CONT", &children_of(pid));
+        signal("CONT", &[pid]);
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
