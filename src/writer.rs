@@ -166,23 +166,27 @@ pub async fn run_parked<Q: Queue, S: Storage>(
         let mut moved = false;
         // in turn, a batch each, so that one long backlog keeps nobody waiting
         for channel in queue.stats().parked.into_iter().map(|parked| parked.channel) {
-            let have = match held.remove(&channel) {
-                Some(have) => have,
-                None => match queue.lease(&Source::Parked(channel.clone()), orders.limit).await {
-                    Ok(lease) if lease.events.is_empty() => continue,
-                    Ok(lease) => Held { left: lease.events.clone(), lease, dead: Vec::new() },
+            let mut have = held.remove(&channel).unwrap_or_default();
+            // what waits is tried together with what comes after: a culprit shows by the others
+            if have.left.len() < orders.limit.events {
+                match queue.lease(&Source::Parked(channel.clone()), orders.limit).await {
+                    Ok(lease) => have.add(lease),
                     Err(QueueStopped) => return,
-                },
-            };
-            let Some(after) = have.attempt(&worker, &mut stop).await else { return };
-            match after {
-                Ok((lease, dead)) => {
-                    moved = true;
-                    queue.ack(lease, &dead).await;
                 }
-                Err(still) => {
-                    held.insert(channel, still);
-                }
+            }
+            if have.leases.is_empty() {
+                continue;
+            }
+            if have.attempt(&worker, &mut stop).await.is_none() {
+                return;
+            }
+            if !have.left.is_empty() {
+                held.insert(channel, have);
+                continue;
+            }
+            moved = true;
+            for lease in have.leases {
+                queue.ack(lease, &have.dead).await;
             }
         }
         let pause = if moved { Duration::ZERO } else { RETRY_PARKED };
@@ -192,28 +196,35 @@ pub async fn run_parked<Q: Queue, S: Storage>(
     }
 }
 
-/// A lease of a parked channel, and what of it is still to be stored.
+/// Leases of a parked channel, and what of them is still to be stored.
+#[derive(Default)]
 struct Held {
-    lease: Lease,
+    leases: Vec<Lease>,
     left: Vec<Event>,
     dead: Vec<Seq>,
 }
 
 impl Held {
-    /// One attempt: the lease where all of it is resolved, itself where not. `None` where the node
-    /// stopped first.
+    fn add(&mut self, lease: Lease) {
+        if !lease.events.is_empty() {
+            self.left.extend(lease.events.iter().cloned());
+            self.leases.push(lease);
+        }
+    }
+
+    /// One attempt with all that is left. `None` where the node stopped first.
     async fn attempt<Q: Queue, S: Storage>(
-        mut self,
+        &mut self,
         worker: &Worker<'_, Q, S>,
         stop: &mut watch::Receiver<bool>,
-    ) -> Option<Result<(Lease, Vec<Seq>), Self>> {
+    ) -> Option<()> {
         let settled = worker.settle(&self.left, stop).await?;
         self.dead.extend(settled.dead);
         self.dead.sort_unstable();
         self.dead.dedup();
         let stuck: Vec<&BTreeSet<Seq>> = settled.stuck.values().map(|(seqs, _)| seqs).collect();
         self.left.retain(|e| stuck.iter().any(|seqs| seqs.contains(&e.seq)));
-        Some(if self.left.is_empty() { Ok((self.lease, self.dead)) } else { Err(self) })
+        Some(())
     }
 }
 

@@ -275,7 +275,7 @@ impl Storage for FileStorage {
         1
     }
 
-    async fn probe(&self) -> Result<(), StorageError> {
+    async fn probe(&self, _bytes: usize) -> Result<(), StorageError> {
         let options = self.options.clone();
         task::blocking(move || connect(&options, Seq(u64::MAX)).map(drop)).await
     }

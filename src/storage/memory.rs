@@ -96,7 +96,7 @@ impl Storage for MemoryStorage {
         usize::MAX
     }
 
-    async fn probe(&self) -> Result<(), StorageError> {
+    async fn probe(&self, _bytes: usize) -> Result<(), StorageError> {
         Ok(())
     }
 }

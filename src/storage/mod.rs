@@ -36,8 +36,8 @@ pub trait Storage: Send + Sync + 'static {
     fn stands(&self, event: &Event) -> impl Future<Output = Result<bool, StorageError>> + Send;
     /// How many writers it can serve at once.
     fn lanes(&self) -> usize;
-    /// Whether it can be written to, for `check`; changes nothing that counts.
-    fn probe(&self) -> impl Future<Output = Result<(), StorageError>> + Send;
+    /// Whether it answers, and to a message of so many bytes; changes nothing that counts.
+    fn probe(&self, bytes: usize) -> impl Future<Output = Result<(), StorageError>> + Send;
 }
 
 /// What a storage is told of the node at first contact.
@@ -74,7 +74,16 @@ pub struct StorageError {
     pub channel: Option<ChannelName>,
 }
 
+/// The code of an error that is the connection's own.
+pub const LOST: &str = "connection";
+
 impl StorageError {
+    /// Whether the connection was lost, or never had: an event can be the reason, too.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.code == LOST
+    }
+
     /// An outage.
     #[must_use]
     pub fn retry(code: impl Into<String>, text: impl Into<String>) -> Self {
@@ -133,7 +142,7 @@ impl Storage for AnyStorage {
     fn lanes(&self) -> usize {
         each!(self, s => s.lanes())
     }
-    async fn probe(&self) -> Result<(), StorageError> {
-        each!(self, s => s.probe().await)
+    async fn probe(&self, bytes: usize) -> Result<(), StorageError> {
+        each!(self, s => s.probe(bytes).await)
     }
 }

@@ -22,7 +22,7 @@ impl Storage for NoopStorage {
     fn lanes(&self) -> usize {
         usize::MAX
     }
-    async fn probe(&self) -> Result<(), StorageError> {
+    async fn probe(&self, _bytes: usize) -> Result<(), StorageError> {
         Ok(())
     }
 }

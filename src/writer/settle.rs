@@ -16,6 +16,9 @@ use crate::storage::{Kind, Storage, StorageError};
 /// An outage that is of one channel alone (a locked table, say) holds a worker no longer than this.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// A batch that loses its connection so often, while as large a one passes, may itself be the reason.
+const LOSSES: u32 = 3;
+
 /// What became of a batch; what is in neither is stored.
 #[derive(Default)]
 pub(super) struct Settled {
@@ -23,6 +26,10 @@ pub(super) struct Settled {
     pub dead: Vec<Seq>,
     /// Their channel is stuck: which events, and why.
     pub stuck: BTreeMap<ChannelName, (BTreeSet<Seq>, String)>,
+    /// Channels of which something was stored.
+    stored: BTreeSet<ChannelName>,
+    /// Events that lose the connection every time: judged when all others are settled.
+    suspects: Vec<(Event, StorageError)>,
 }
 
 impl Settled {
@@ -46,6 +53,8 @@ enum Stored {
     Refused(StorageError),
     /// One channel, or one of several: to be split by channel.
     Stuck(StorageError),
+    /// It loses its connection each time, though the server answers: to be bisected.
+    Suspect(StorageError),
 }
 
 pub(super) struct Worker<'a, Q, S> {
@@ -81,6 +90,9 @@ impl<Q: Queue, S: Storage> Worker<'_, Q, S> {
                 self.part(&part, &mut settled, &mut stack, stop).await?;
             }
         }
+        for (event, e) in std::mem::take(&mut settled.suspects) {
+            self.judge(&event, &e, &mut settled, stop).await?;
+        }
         settled.dead.sort_unstable();
         Some(settled)
     }
@@ -94,13 +106,16 @@ impl<Q: Queue, S: Storage> Worker<'_, Q, S> {
         stop: &mut watch::Receiver<bool>,
     ) -> Option<()> {
         match (self.store(part, stop).await?, part) {
-            (Stored::Yes, _) => {}
-            (Stored::Refused(e), [culprit]) => match self.bury(culprit, &e, stop).await? {
-                Buried::Dead => settled.dead.push(culprit.seq),
-                Buried::Stands => {}
-                Buried::Stuck(why) => settled.stick(part, &why),
-            },
-            (Stored::Refused(_), part) => {
+            (Stored::Yes, part) => {
+                for event in part {
+                    if !settled.stored.contains(&event.channel) {
+                        settled.stored.insert(event.channel.clone());
+                    }
+                }
+            }
+            (Stored::Refused(e), [culprit]) => self.give_up(culprit, &e, settled, stop).await?,
+            (Stored::Suspect(e), [culprit]) => settled.suspects.push((culprit.clone(), e)),
+            (Stored::Refused(_) | Stored::Suspect(_), part) => {
                 let (a, b) = part.split_at(part.len() / 2);
                 stack.push(b.to_vec());
                 stack.push(a.to_vec());
@@ -113,10 +128,49 @@ impl<Q: Queue, S: Storage> Worker<'_, Q, S> {
         Some(())
     }
 
+    /// A dead letter, unless it stands in storage or finds no room.
+    async fn give_up(
+        &self,
+        culprit: &Event,
+        e: &StorageError,
+        settled: &mut Settled,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Option<()> {
+        match self.bury(culprit, e, stop).await? {
+            Buried::Dead => settled.dead.push(culprit.seq),
+            Buried::Stands => {}
+            Buried::Stuck(why) => settled.stick(std::slice::from_ref(culprit), &why),
+        }
+        Some(())
+    }
+
+    /// An event that lost the connection every time is at fault only where another one of its channel
+    /// was stored meanwhile; else its channel waits, and is tried together with what comes after.
+    async fn judge(
+        &self,
+        event: &Event,
+        e: &StorageError,
+        settled: &mut Settled,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Option<()> {
+        if settled.stored.contains(&event.channel) && !settled.is_stuck(event) {
+            return self.give_up(event, e, settled, stop).await;
+        }
+        settled.stick(std::slice::from_ref(event), &e.to_string());
+        Some(())
+    }
+
+    /// Whether the server takes as much as this part at once.
+    async fn passes(&self, part: &[Event]) -> bool {
+        let bytes = part.iter().map(|e| e.payload.len()).sum();
+        self.storage.probe(bytes).await.is_ok()
+    }
+
     /// Stores a part, retrying through every outage.
     async fn store(&self, part: &[Event], stop: &mut watch::Receiver<bool>) -> Option<Stored> {
         let mut backoff = FIRST_BACKOFF;
         let mut waited = Duration::ZERO;
+        let mut losses = 0;
         loop {
             let timer = self.report.write_seconds.start_timer();
             let result = self.storage.append(part).await;
@@ -132,7 +186,14 @@ impl<Q: Queue, S: Storage> Worker<'_, Q, S> {
                 Err(e) if e.channel.is_some() && (mixed(part) || waited >= PATIENCE) => {
                     return Some(Stored::Stuck(e));
                 }
-                Err(e) => note(self.report, Some(&e)),
+                Err(e) => {
+                    let lost = e.is_lost() && self.passes(part).await;
+                    losses = if lost { losses + 1 } else { 0 };
+                    if losses >= LOSSES {
+                        return Some(Stored::Suspect(e));
+                    }
+                    note(self.report, Some(&e));
+                }
             }
             unless_stopped(stop, crate::task::sleep(backoff)).await?;
             waited += backoff;

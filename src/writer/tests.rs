@@ -127,6 +127,38 @@ async fn a_stuck_channel_is_parked_and_holds_up_no_other() {
     }
 }
 
+/// The first event ends every session that is given it.
+fn poison(events: &[Event]) -> Trouble {
+    let lost = StorageError::retry(crate::storage::LOST, "reset by peer");
+    events.iter().any(|e| e.seq == Seq(1)).then_some((lost, false))
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_kills_every_session_becomes_a_dead_letter_alone() {
+    let bench = bench();
+    bench.queue.append(batch("a", 1, 61)).await.unwrap();
+    bench.storage.trouble(poison);
+    bench.drain().await;
+    assert!(bench.queue.is_dead(Seq(1)));
+    assert_eq!(bench.stored(), (2..=61).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_nothing_of_its_channel_stored_a_poison_may_be_an_outage_and_waits() {
+    let bench = bench();
+    bench.queue.append(batch("a", 1, 1)).await.unwrap();
+    bench.storage.trouble(poison);
+    let later = async {
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        assert!(!bench.queue.is_dead(Seq(1)));
+        assert_eq!(bench.queue.stats().parked.len(), 1, "it holds up no other channel");
+        bench.queue.append(batch("a", 100, 20)).await.unwrap();
+    };
+    tokio::join!(bench.drain(), later);
+    assert!(bench.queue.is_dead(Seq(1)));
+    assert_eq!(bench.stored(), (2..=21).collect::<Vec<_>>());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lost_answer_is_written_again_and_stands_once() {
     let bench = bench();

@@ -58,7 +58,7 @@ impl<B: Backend> Inner<B> {
         }
         let made = self.make().await;
         if let Err(e) = &made
-            && e.code == "connection"
+            && e.is_lost()
         {
             // whoever holds no connection may hold no lock either
             *lock = None;

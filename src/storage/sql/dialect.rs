@@ -146,6 +146,12 @@ pub trait Dialect: Send + Sync {
         self.create_index(table, index)
     }
 
+    /// The length of a text. Parameters: the text.
+    fn length_of(&self) -> String {
+        let text = self.placeholder(1, ColumnType::Text);
+        format!("SELECT {}", self.cast_text(&format!("length({text})")))
+    }
+
     /// Removes an index whose building was broken off; not inside a transaction.
     fn drop_index_online(&self, _table: &Table, index: &Index) -> String {
         format!("DROP INDEX IF EXISTS {}", self.quote(&index.name))

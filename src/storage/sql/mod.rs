@@ -255,10 +255,13 @@ impl<B: Backend> Storage for SqlStorage<B> {
         self.0.backend.lanes()
     }
 
-    async fn probe(&self) -> Result<(), StorageError> {
-        let session = self.0.backend.begin().await.map_err(|e| self.0.judge(e, None))?;
+    async fn probe(&self, bytes: usize) -> Result<(), StorageError> {
+        let outage = |e: SqlError| StorageError::retry(e.code, e.text);
+        let mut session = self.0.backend.begin().await.map_err(outage)?;
+        let param = [Param::Text("x".repeat(bytes).into())];
+        let answered = session.rows(&self.0.backend.dialect().length_of(), &param).await;
         session.rollback().await;
-        Ok(())
+        answered.map(drop).map_err(outage)
     }
 }
 

@@ -7,6 +7,7 @@ use std::future::Future;
 use super::dialect::{Class, Dialect};
 use super::table::Table;
 use super::value::{Head, Value};
+use crate::storage::LOST;
 
 pub use super::value::sqlite::Bind as Param;
 
@@ -94,6 +95,6 @@ impl SqlError {
     /// The connection failed, was lost, or was not to be had in time.
     #[must_use]
     pub fn connection(text: impl Into<String>) -> Self {
-        Self { class: Class::Retry, code: "connection".to_owned(), text: text.into() }
+        Self { class: Class::Retry, code: LOST.to_owned(), text: text.into() }
     }
 }
