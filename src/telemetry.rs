@@ -7,7 +7,9 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// Starts logging for the whole process; called once, by `serve`. `RUST_LOG` beats `level`.
 pub fn start(level: &str) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    // what fails in the driver is told in our own words, once
+    let usual = || EnvFilter::new(format!("{level},sqlx=error"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| usual());
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)

@@ -177,10 +177,12 @@ pub async fn run_parked<Q: Queue, S: Storage>(
             if have.leases.is_empty() {
                 continue;
             }
-            if have.attempt(&worker, &mut stop).await.is_none() {
-                return;
-            }
+            let Some(why) = have.attempt(&worker, &mut stop).await else { return };
             if !have.left.is_empty() {
+                if let Some(lease) = have.leases.first_mut() {
+                    // it is parked already: only the reason is news
+                    let _ = queue.park(lease, &BTreeSet::new(), &why).await;
+                }
                 held.insert(channel, have);
                 continue;
             }
@@ -212,19 +214,19 @@ impl Held {
         }
     }
 
-    /// One attempt with all that is left. `None` where the node stopped first.
+    /// One attempt with all that is left; why something still is. `None` where the node stopped first.
     async fn attempt<Q: Queue, S: Storage>(
         &mut self,
         worker: &Worker<'_, Q, S>,
         stop: &mut watch::Receiver<bool>,
-    ) -> Option<()> {
+    ) -> Option<String> {
         let settled = worker.settle(&self.left, stop).await?;
         self.dead.extend(settled.dead);
         self.dead.sort_unstable();
         self.dead.dedup();
         let stuck: Vec<&BTreeSet<Seq>> = settled.stuck.values().map(|(seqs, _)| seqs).collect();
         self.left.retain(|e| stuck.iter().any(|seqs| seqs.contains(&e.seq)));
-        Some(())
+        Some(settled.stuck.into_values().next().map(|(_, why)| why).unwrap_or_default())
     }
 }
 

@@ -21,6 +21,14 @@ pub fn run(global: &Global, all: bool) -> ExitCode {
             return ExitCode::from(WRONG);
         }
     };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            eprintln!("error: no runtime: {e}");
+            return ExitCode::from(WRONG);
+        }
+    };
+    let _inside = runtime.enter();
     let storage = node::open_storage(&config, &Clock::system());
     let Some(ddl) = ddl(&storage) else {
         eprintln!("error: storage_backend is no database: it has no schema");
@@ -30,11 +38,7 @@ pub fn run(global: &Global, all: bool) -> ExitCode {
         ddl.iter().for_each(|statement| println!("{statement};"));
         return ExitCode::from(if all { 0 } else { FAILED });
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let report = match runtime {
-        Ok(runtime) => runtime.block_on(report(&storage)),
-        Err(e) => Err(e.to_string()),
-    };
+    let report = runtime.block_on(report(&storage));
     match report {
         Ok(report) => print(&report),
         Err(e) => {

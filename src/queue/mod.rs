@@ -42,7 +42,8 @@ pub trait Queue: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Lease, QueueStopped>> + Send;
     /// Ends a lease: every event of it is resolved, `dead` of them (in rising order) as dead letters.
     fn ack(&self, lease: Lease, dead: &[Seq]) -> impl Future<Output = ()> + Send;
-    /// Sets these events of a lease aside, `why` their channel is stuck.
+    /// Sets these events of a lease aside, `why` their channel is stuck. What came from a parked
+    /// channel stays in its lease.
     fn park(
         &self,
         lease: &mut Lease,

@@ -19,6 +19,7 @@ mod parked;
 mod power;
 mod readme;
 mod recovery;
+mod schema_command;
 mod script;
 mod slow;
 mod sql;

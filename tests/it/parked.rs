@@ -226,6 +226,7 @@ async fn a_broken_channel_lets_the_log_be_freed_and_resumes_after_a_restart_in_o
     }
     bench.until("all of b", |bench| bench.queued("b") == 0).await;
     bench.until("all of a to be parked", |bench| bench.queued("a") == 120).await;
+    bench.until("the age of what waits", |bench| bench.queue.stats().oldest_micros.is_some()).await;
     let parked = bench.queue.stats().parked;
     assert_eq!(parked.len(), 1);
     assert!(parked[0].to_string().starts_with("channel a is parked: column gone (rejected);"));

@@ -412,7 +412,8 @@ impl Queue for FileQueue {
         seqs: &BTreeSet<Seq>,
         why: &str,
     ) -> Result<(), ParkError> {
-        if let Source::Parked(_) = lease.from {
+        if let Source::Parked(channel) = &lease.from {
+            self.shared.still_parked(channel, why);
             return Ok(());
         }
         for (channel, events) in by_channel(lease, seqs) {

@@ -166,9 +166,7 @@ impl ParkedLog {
     /// What the disk says.
     pub fn read(&mut self, limit: LeaseLimit) -> io::Result<Reading> {
         self.settle()?;
-        let reading = self.reader.read(limit)?;
-        self.look();
-        Ok(reading)
+        self.reader.read(limit)
     }
 
     /// Looks when the oldest waiting event was accepted.

@@ -217,6 +217,7 @@ impl Shared {
         }
         // what a crash left in both logs is passed over in the main one while its channel is parked
         let drained = lease.is_none() && tracker.under_way() == 0 && main_at >= log.last();
+        log.look();
         if drained && !lock(&self.tracker).holds(channel) {
             self.bring_back(&mut parking, channel)?;
         }
@@ -246,6 +247,15 @@ impl Shared {
         tracing::info!(%channel, "channel {channel} has drained and is parked no longer");
         self.more.notify_waiters();
         result
+    }
+
+    /// A parked channel was tried, and is stuck still.
+    pub(super) fn still_parked(&self, channel: &ChannelName, why: &str) {
+        let mut parking = lock(&self.parking);
+        if let Some(aside) = parking.channels.get_mut(channel) {
+            why.clone_into(&mut aside.why);
+        }
+        self.show(&parking);
     }
 
     /// Ends a lease of a parked channel.
