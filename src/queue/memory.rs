@@ -230,8 +230,8 @@ impl Queue for MemoryQueue {
         state.advance();
     }
 
-    async fn dead_letter(&self, event: &Event, _why: &DeadReason) -> Result<(), DeadLetterError> {
-        self.lock().dead.insert(event.seq);
+    async fn dead_letters(&self, letters: &[(Event, DeadReason)]) -> Result<(), DeadLetterError> {
+        self.lock().dead.extend(letters.iter().map(|(event, _)| event.seq));
         Ok(())
     }
 

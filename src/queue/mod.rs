@@ -10,7 +10,7 @@
 //! 4. What was leased and not acked when the queue is opened again is leased again, with the same
 //!    seqs.
 //! 5. `ack` ends a lease. The released set is a prefix: a later lease acked first waits (I7).
-//! 6. A dead letter is durable when `dead_letter` returns `Ok`, is written once a seq, and
+//! 6. A dead letter is durable when `dead_letters` returns `Ok`, is written once a seq, and
 //!    `is_dead` knows it for as long as its event can be redelivered (I6).
 //! 7. `park` sets events of a lease aside: durable when it returns `Ok`, they leave the lease, hold up
 //!    no other channel, and come again by [`Source::Parked`], in order. What comes after them in their
@@ -50,12 +50,20 @@ pub trait Queue: Send + Sync + 'static {
         seqs: &BTreeSet<Seq>,
         why: &str,
     ) -> impl Future<Output = Result<(), ParkError>> + Send;
-    /// Keeps an event durably with the reason why storage refuses it.
+    /// Keeps events durably with the reasons why storage refuses them: all of them, or none.
+    fn dead_letters(
+        &self,
+        letters: &[(Event, DeadReason)],
+    ) -> impl Future<Output = Result<(), DeadLetterError>> + Send;
+    /// As [`Queue::dead_letters`], of one.
     fn dead_letter(
         &self,
         event: &Event,
         reason: &DeadReason,
-    ) -> impl Future<Output = Result<(), DeadLetterError>> + Send;
+    ) -> impl Future<Output = Result<(), DeadLetterError>> + Send {
+        let one = [(event.clone(), reason.clone())];
+        async move { self.dead_letters(&one).await }
+    }
     /// Whether a seq has a dead letter, in whatever state.
     fn is_dead(&self, seq: Seq) -> bool;
     /// Nothing below it is delivered again; storage is read back to here and no further.
@@ -247,8 +255,8 @@ impl Queue for AnyQueue {
     async fn ack(&self, lease: Lease, dead: &[Seq]) {
         each!(self, q => q.ack(lease, dead).await);
     }
-    async fn dead_letter(&self, event: &Event, why: &DeadReason) -> Result<(), DeadLetterError> {
-        each!(self, q => q.dead_letter(event, why).await)
+    async fn dead_letters(&self, letters: &[(Event, DeadReason)]) -> Result<(), DeadLetterError> {
+        each!(self, q => q.dead_letters(letters).await)
     }
     fn is_dead(&self, seq: Seq) -> bool {
         each!(self, q => q.is_dead(seq))

@@ -9,12 +9,13 @@
 //! when it is synced. Lines without our identity (v1.0.2's) are not ours to touch: only bytes after
 //! the last line feed, and our own lines from the first that is not valid or not rising, are ever cut.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::{Contact, Storage, StorageError};
+use super::{Contact, Refused, Storage, StorageError};
 use crate::clock::{Clock, rfc3339};
 use crate::event::{Event, Micros, Origin, Seq};
 use crate::fsx::{DirLock, Disk, DiskFile, durable_dir, parent, read_full};
@@ -234,13 +235,13 @@ impl Storage for FileStorage {
         .await
     }
 
-    async fn append(&self, events: &[Event]) -> Result<(), StorageError> {
+    async fn append(&self, events: &[Event]) -> Result<Vec<Refused>, StorageError> {
         let (open, options) = (self.open.clone(), self.options.clone());
         // payloads are shared, not copied
         let (head, events) = (self.line_head.clone(), events.to_vec());
         task::blocking(move || {
             let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(first) = events.first() else { return Ok(()) };
+            let Some(first) = events.first() else { return Ok(Vec::new()) };
             if open.as_ref().is_some_and(|open| !still_there(open, &options)) {
                 tracing::warn!(
                     "{} was moved, removed or cut: events go on in the file that is there now",
@@ -253,20 +254,27 @@ impl Storage for FileStorage {
                 // one lane: nothing older than these events is unwritten
                 none => none.insert(connect(&options, first.seq)?),
             };
-            append(open, &options, &head, &events)
+            append(open, &options, &head, &events).map(|()| Vec::new())
         })
         .await
     }
 
-    async fn stands(&self, event: &Event) -> Result<bool, StorageError> {
-        let (open, options, seq) = (self.open.clone(), self.options.clone(), event.seq);
+    async fn stands(&self, events: &[Event]) -> Result<BTreeSet<Seq>, StorageError> {
+        let (open, options) = (self.open.clone(), self.options.clone());
+        let seqs: Vec<Seq> = events.iter().map(|e| e.seq).collect();
         task::blocking(move || {
             let open = open.lock().unwrap_or_else(PoisonError::into_inner);
-            match &*open {
-                Some(open) => tail::stands(&*open.file, open.end, &options.origin, seq)
-                    .map_err(|e| outage("cannot read", &options.path, &e)),
-                None => Err(StorageError::retry("unconnected", "storage was not opened yet")),
+            let Some(open) = &*open else {
+                return Err(StorageError::retry("unconnected", "storage was not opened yet"));
+            };
+            let mut there = BTreeSet::new();
+            for seq in seqs {
+                let stands = tail::stands(&*open.file, open.end, &options.origin, seq);
+                if stands.map_err(|e| outage("cannot read", &options.path, &e))? {
+                    there.insert(seq);
+                }
             }
+            Ok(there)
         })
         .await
     }

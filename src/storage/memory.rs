@@ -2,10 +2,10 @@
 //!
 //! For tests and simulation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Contact, Kind, Storage, StorageError};
+use super::{Contact, Kind, Refused, Storage, StorageError};
 use crate::event::{Event, Seq};
 
 /// What the next appends meet.
@@ -66,7 +66,7 @@ impl Storage for MemoryStorage {
         Ok(self.lock().rows.last_key_value().map(|(seq, _)| *seq))
     }
 
-    async fn append(&self, events: &[Event]) -> Result<(), StorageError> {
+    async fn append(&self, events: &[Event]) -> Result<Vec<Refused>, StorageError> {
         let mut state = self.lock();
         state.appends.push(events.len());
         let mut trouble = state.trouble.take();
@@ -85,11 +85,12 @@ impl Storage for MemoryStorage {
                 assert!(before.is_none_or(|b| b == *event), "two events of one identity");
             }
         }
-        error.map_or(Ok(()), Err)
+        error.map_or(Ok(Vec::new()), Err)
     }
 
-    async fn stands(&self, event: &Event) -> Result<bool, StorageError> {
-        Ok(self.lock().rows.contains_key(&event.seq))
+    async fn stands(&self, events: &[Event]) -> Result<BTreeSet<Seq>, StorageError> {
+        let state = self.lock();
+        Ok(events.iter().map(|e| e.seq).filter(|seq| state.rows.contains_key(seq)).collect())
     }
 
     fn lanes(&self) -> usize {

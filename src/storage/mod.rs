@@ -5,10 +5,11 @@
 //! 1. `connect` is the first contact: it checks and recovers; until it succeeds nothing is appended.
 //!    It is asked again after a failure.
 //! 2. `append` is idempotent on the seq: events that stand there already are left as they are, and
-//!    `Ok` means that every event of the batch stands there durably (I6, I7).
+//!    `Ok` means that every event of the batch stands there durably (I6, I7), but for those that it
+//!    names: their data was refused, and nothing of them stands there.
 //! 3. An error carries the decision ([`Kind`]); after one, nothing or a part of the batch may stand
 //!    there, and the same batch is appended again or in pieces.
-//! 4. `stands` tells whether a seq is there, behind every append that is still under way: it is asked
+//! 4. `stands` tells which events are there with their content, behind every append that is still under way: it is asked
 //!    before a dead letter is written.
 //! 5. A storage with [`Storage::lanes`] of 1 is given rising seqs, one batch at a time.
 
@@ -19,6 +20,7 @@ pub mod memory;
 pub mod noop;
 pub mod sql;
 
+use std::collections::BTreeSet;
 use std::future::Future;
 
 use crate::event::{ChannelName, Event, Seq};
@@ -30,10 +32,17 @@ pub trait Storage: Send + Sync + 'static {
         &self,
         contact: &Contact,
     ) -> impl Future<Output = Result<Option<Seq>, StorageError>> + Send;
-    /// Stores events, in rising order of seq.
-    fn append(&self, events: &[Event]) -> impl Future<Output = Result<(), StorageError>> + Send;
-    /// Whether an event's identity stands there.
-    fn stands(&self, event: &Event) -> impl Future<Output = Result<bool, StorageError>> + Send;
+    /// Stores events, in rising order of seq; those that are refused for what they hold. An error of
+    /// [`Kind::Reject`] is about an event that the storage could not tell.
+    fn append(
+        &self,
+        events: &[Event],
+    ) -> impl Future<Output = Result<Vec<Refused>, StorageError>> + Send;
+    /// Which of these events stand there.
+    fn stands(
+        &self,
+        events: &[Event],
+    ) -> impl Future<Output = Result<BTreeSet<Seq>, StorageError>> + Send;
     /// How many writers it can serve at once.
     fn lanes(&self) -> usize;
     /// Whether it answers, and to a message of so many bytes; changes nothing that counts.
@@ -47,6 +56,15 @@ pub struct Contact {
     pub first_unacked: Seq,
     /// The node's id: one unbroken history.
     pub node_id: String,
+}
+
+/// An event that storage refuses for what it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Which.
+    pub seq: Seq,
+    /// Why; of [`Kind::Reject`].
+    pub error: StorageError,
 }
 
 /// What to do about an error.
@@ -133,11 +151,11 @@ impl Storage for AnyStorage {
     async fn connect(&self, contact: &Contact) -> Result<Option<Seq>, StorageError> {
         each!(self, s => s.connect(contact).await)
     }
-    async fn append(&self, events: &[Event]) -> Result<(), StorageError> {
+    async fn append(&self, events: &[Event]) -> Result<Vec<Refused>, StorageError> {
         each!(self, s => s.append(events).await)
     }
-    async fn stands(&self, event: &Event) -> Result<bool, StorageError> {
-        each!(self, s => s.stands(event).await)
+    async fn stands(&self, events: &[Event]) -> Result<BTreeSet<Seq>, StorageError> {
+        each!(self, s => s.stands(events).await)
     }
     fn lanes(&self) -> usize {
         each!(self, s => s.lanes())

@@ -2,7 +2,9 @@
 //!
 //! Knows nothing.
 
-use super::{Contact, Storage, StorageError};
+use std::collections::BTreeSet;
+
+use super::{Contact, Refused, Storage, StorageError};
 use crate::event::{Event, Seq};
 
 /// Discards.
@@ -13,11 +15,11 @@ impl Storage for NoopStorage {
     async fn connect(&self, _contact: &Contact) -> Result<Option<Seq>, StorageError> {
         Ok(None)
     }
-    async fn append(&self, _events: &[Event]) -> Result<(), StorageError> {
-        Ok(())
+    async fn append(&self, _events: &[Event]) -> Result<Vec<Refused>, StorageError> {
+        Ok(Vec::new())
     }
-    async fn stands(&self, _event: &Event) -> Result<bool, StorageError> {
-        Ok(false)
+    async fn stands(&self, _events: &[Event]) -> Result<BTreeSet<Seq>, StorageError> {
+        Ok(BTreeSet::new())
     }
     fn lanes(&self) -> usize {
         usize::MAX

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::{FIRST_BACKOFF, MAX_BACKOFF, Report, note, unless_stopped};
 use crate::event::{ChannelName, Event, Seq};
 use crate::queue::{DeadLetterError, DeadReason, Queue};
-use crate::storage::{Kind, Storage, StorageError};
+use crate::storage::{Kind, Refused, Storage, StorageError};
 
 /// An outage that is of one channel alone (a locked table, say) holds a worker no longer than this.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -48,7 +48,8 @@ impl Settled {
 
 /// How storing a part ended.
 enum Stored {
-    Yes,
+    /// All but those that are refused.
+    Yes(Vec<Refused>),
     /// The data: to be bisected.
     Refused(StorageError),
     /// One channel, or one of several: to be split by channel.
@@ -106,9 +107,13 @@ impl<Q: Queue, S: Storage> Worker<'_, Q, S> {
         stop: &mut watch::Receiver<bool>,
     ) -> Option<()> {
         match (self.store(part, stop).await?, part) {
-            (Stored::Yes, part) => {
+            (Stored::Yes(refused), part) => {
+                if !refused.is_empty() {
+                    self.bury_all(part, refused, settled, stop).await?;
+                }
                 for event in part {
-                    if !settled.stored.contains(&event.channel) {
+                    let resolved = settled.dead.contains(&event.seq) || settled.is_stuck(event);
+                    if !settled.stored.contains(&event.channel) && !resolved {
                         settled.stored.insert(event.channel.clone());
                     }
                 }
@@ -176,9 +181,9 @@ impl<Q: Queue, S: Storage> Worker<'_, Q, S> {
             let result = self.storage.append(part).await;
             waited += Duration::from_secs_f64(timer.stop_and_record());
             match result {
-                Ok(()) => {
+                Ok(refused) => {
                     note(self.report, None);
-                    return Some(Stored::Yes);
+                    return Some(Stored::Yes(refused));
                 }
                 Err(e) if e.kind == Kind::Reject => return Some(Stored::Refused(e)),
                 Err(e) if e.kind == Kind::Fatal => return Some(Stored::Stuck(e)),
@@ -210,9 +215,9 @@ impl<Q: Queue, S: Storage> Worker<'_, Q, S> {
     ) -> Option<Buried> {
         let mut backoff = FIRST_BACKOFF;
         loop {
-            match self.storage.stands(event).await {
-                Ok(true) => return Some(Buried::Stands),
-                Ok(false) => match self.keep(event, why).await {
+            match self.storage.stands(std::slice::from_ref(event)).await {
+                Ok(there) if there.contains(&event.seq) => return Some(Buried::Stands),
+                Ok(_) => match self.keep(event, why).await {
                     Ok(()) => return Some(Buried::Dead),
                     Err(e @ DeadLetterError::Full { .. }) => {
                         return Some(Buried::Stuck(e.to_string()));
@@ -230,15 +235,60 @@ impl<Q: Queue, S: Storage> Worker<'_, Q, S> {
     }
 
     async fn keep(&self, event: &Event, why: &StorageError) -> Result<(), DeadLetterError> {
-        let reason = DeadReason { code: why.code.clone(), text: why.text.clone() };
-        self.queue.dead_letter(event, &reason).await?;
-        tracing::error!(
-            seq = %event.seq, channel = %event.channel, code = %why.code,
-            "storage refuses event {} of channel {}: {why}; it is kept as a dead letter",
-            event.seq, event.channel
-        );
+        self.queue.dead_letter(event, &reason_of(why)).await?;
+        tell(event, why);
         Ok(())
     }
+
+    /// Keeps the events that storage told apart as dead letters, together; where that fails, one by
+    /// one.
+    async fn bury_all(
+        &self,
+        part: &[Event],
+        refused: Vec<Refused>,
+        settled: &mut Settled,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Option<()> {
+        let why: BTreeMap<Seq, StorageError> =
+            refused.into_iter().map(|r| (r.seq, r.error)).collect();
+        let culprits: Vec<Event> =
+            part.iter().filter(|e| why.contains_key(&e.seq)).cloned().collect();
+        let reason = |event: &Event| why.get(&event.seq).map(reason_of);
+        if let Ok(there) = self.storage.stands(&culprits).await {
+            let letters: Vec<(Event, DeadReason)> = culprits
+                .iter()
+                .filter(|e| !there.contains(&e.seq))
+                .filter_map(|e| Some((e.clone(), reason(e)?)))
+                .collect();
+            if self.queue.dead_letters(&letters).await.is_ok() {
+                for (event, _) in &letters {
+                    settled.dead.push(event.seq);
+                    if let Some(why) = why.get(&event.seq) {
+                        tell(event, why);
+                    }
+                }
+                return Some(());
+            }
+        }
+        for event in &culprits {
+            if let Some(e) = why.get(&event.seq) {
+                self.give_up(event, e, settled, stop).await?;
+            }
+        }
+        Some(())
+    }
+}
+
+fn reason_of(why: &StorageError) -> DeadReason {
+    DeadReason { code: why.code.clone(), text: why.text.clone() }
+}
+
+fn tell(event: &Event, why: &StorageError) {
+    tracing::error!(
+        seq = %event.seq, channel = %event.channel, code = %why.code,
+        "storage refuses event {} of channel {}: {why}; it is kept as a dead letter",
+        event.seq, event.channel
+    );
 }
 
 /// What became of a refused event.

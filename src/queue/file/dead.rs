@@ -165,24 +165,34 @@ impl DeadLetters {
         self.entries().get(&seq).map(|entry| entry.state)
     }
 
-    /// Keeps an event durably, once.
+    /// Keeps events durably, each once: all of them, or none.
     ///
     /// # Errors
     /// [`DeadLetterError`] where there is no room or the disk refuses; nothing is dropped.
-    pub fn put(&self, event: &Event, why: &DeadReason) -> Result<(), DeadLetterError> {
+    pub fn put(&self, letters: &[(Event, DeadReason)]) -> Result<(), DeadLetterError> {
         let mut inner = self.lock();
-        if self.entries().contains_key(&event.seq) {
+        let mut fresh = BTreeMap::new();
+        let mut frames = Vec::new();
+        for (event, why) in letters {
+            if self.entries().contains_key(&event.seq) || fresh.contains_key(&event.seq) {
+                continue;
+            }
+            let body = Body::dead(event, why);
+            let size = body.bytes.len() as u64;
+            let counts = Some((event.channel.clone(), Load { events: 1, bytes: size }));
+            frames.push(Frame { first: event.seq, body, counts });
+            fresh.insert(event.seq, Entry { state: DeadState::Dead, size });
+        }
+        let size: u64 = fresh.values().map(|entry| entry.size).sum();
+        if frames.is_empty() {
             return Ok(());
         }
-        let body = Body::dead(event, why);
-        let size = body.bytes.len() as u64;
         if inner.bytes + size > self.max_bytes {
             return Err(DeadLetterError::Full { max_bytes: self.max_bytes });
         }
-        let counts = Some((event.channel.clone(), Load { events: 1, bytes: size }));
-        inner.write(vec![Frame { first: event.seq, body, counts }]).map_err(refused)?;
+        inner.write(frames).map_err(refused)?;
         let mut entries = self.entries();
-        entries.insert(event.seq, Entry { state: DeadState::Dead, size });
+        entries.extend(fresh);
         self.count.store(entries.len(), Ordering::Release);
         drop(entries);
         inner.rotate();

@@ -453,9 +453,9 @@ impl Queue for FileQueue {
         }
     }
 
-    async fn dead_letter(&self, event: &Event, why: &DeadReason) -> Result<(), DeadLetterError> {
-        let (shared, event, why) = (self.shared.clone(), event.clone(), why.clone());
-        task::blocking(move || shared.dead.put(&event, &why)).await
+    async fn dead_letters(&self, letters: &[(Event, DeadReason)]) -> Result<(), DeadLetterError> {
+        let (shared, letters) = (self.shared.clone(), letters.to_vec());
+        task::blocking(move || shared.dead.put(&letters)).await
     }
 
     fn is_dead(&self, seq: Seq) -> bool {

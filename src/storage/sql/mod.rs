@@ -13,15 +13,16 @@ pub mod report;
 pub mod route;
 pub mod schema;
 pub mod session;
+mod sift;
 pub mod sqlite;
 mod store;
 pub mod table;
 pub mod value;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Contact, Kind, Storage, StorageError};
+use super::{Contact, Kind, Refused, Storage, StorageError};
 use crate::channel::Registry;
 use crate::clock::Clock;
 use crate::event::{ChannelName, Event, Origin, Seq};
@@ -62,6 +63,8 @@ struct State {
     contact: Contact,
     /// Tables that refused a statement: looked at before they are written to again.
     suspects: BTreeSet<String>,
+    /// Tables that refused rows lately: for so many batches refusals are looked for first.
+    refusing: BTreeMap<String, u32>,
     /// Whether a task keeps the lock.
     kept: bool,
 }
@@ -123,18 +126,27 @@ impl<B: Backend> Inner<B> {
         Param::Text(self.options.origin.as_str().into())
     }
 
-    async fn append(self: &Arc<Self>, events: &[Event]) -> Result<(), StorageError> {
+    async fn append(self: &Arc<Self>, events: &[Event]) -> Result<Vec<Refused>, StorageError> {
         let ready = self.ready().await?;
         let moments = Moments::of(events);
         let Options { origin, registry, .. } = &self.options;
         let parts = route(events, &moments, origin, registry, &self.targets)?;
         self.look_at_suspects(&parts).await?;
+        if self.expects_refusals(&parts) {
+            return self.sift(&ready, parts).await;
+        }
         let mut meetings = 0;
         loop {
-            let Err((e, part)) = self.store(&ready, &parts).await else { return Ok(()) };
+            let Err((e, part)) = self.store(&ready, &parts).await else { return Ok(Vec::new()) };
             meetings += 1;
-            if e.class != Class::RetryAtOnce || meetings >= MEETINGS {
-                return Err(self.judge(e, part.map(|at| &parts[at])));
+            match (e.class, part) {
+                (Class::RetryAtOnce, _) if meetings < MEETINGS => {}
+                (Class::Reject, Some(at))
+                    if e.code != replay::CONFLICT && parts[at].rows.len() > 1 =>
+                {
+                    return self.sift(&ready, parts).await;
+                }
+                _ => return Err(self.judge(e, part.map(|at| &parts[at]))),
             }
         }
     }
@@ -192,20 +204,27 @@ impl<B: Backend> Inner<B> {
         StorageError { kind, code, text, channel }
     }
 
-    /// Whether an event stands there with its content, behind every transaction that is under way.
-    async fn stands(self: &Arc<Self>, event: &Event) -> Result<bool, StorageError> {
+    /// Which events stand there with their content, behind every transaction that is under way.
+    async fn stands(self: &Arc<Self>, events: &[Event]) -> Result<BTreeSet<Seq>, StorageError> {
         let ready = self.ready().await?;
-        let events = std::slice::from_ref(event);
         let moments = Moments::of(events);
         let Options { origin, registry, .. } = &self.options;
         let mut session = self.backend.begin().await.map_err(|e| self.judge(e, None))?;
         let looked = async {
             self.guard(&mut session, &ready, true).await?;
-            match route(events, &moments, origin, registry, &self.targets) {
-                Ok(parts) => self.all_equal(&mut session, &parts).await,
-                // no row can be made of it today; one made earlier stands there all the same
-                Err(_) => self.any_identity(&mut session, event.seq).await,
+            let mut there = BTreeSet::new();
+            for event in events {
+                let one = std::slice::from_ref(event);
+                let stands = match route(one, &moments, origin, registry, &self.targets) {
+                    Ok(parts) => self.all_equal(&mut session, &parts).await?,
+                    // no row can be made of it today; one made earlier stands there all the same
+                    Err(_) => self.any_identity(&mut session, event.seq).await?,
+                };
+                if stands {
+                    there.insert(event.seq);
+                }
             }
+            Ok(there)
         };
         let looked = looked.await;
         session.rollback().await;
@@ -243,12 +262,12 @@ impl<B: Backend> Storage for SqlStorage<B> {
         self.0.ready().await.map(|ready| ready.last)
     }
 
-    async fn append(&self, events: &[Event]) -> Result<(), StorageError> {
+    async fn append(&self, events: &[Event]) -> Result<Vec<Refused>, StorageError> {
         self.0.append(events).await
     }
 
-    async fn stands(&self, event: &Event) -> Result<bool, StorageError> {
-        self.0.stands(event).await
+    async fn stands(&self, events: &[Event]) -> Result<BTreeSet<Seq>, StorageError> {
+        self.0.stands(events).await
     }
 
     fn lanes(&self) -> usize {

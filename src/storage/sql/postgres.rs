@@ -15,6 +15,7 @@ use super::dialect::{Class, Dialect};
 use super::session::{Backend, Lock, Param, Record, Session, SqlError, TextRow};
 use super::table::Table;
 use super::value::postgres;
+use crate::event::Seq;
 
 /// So much of a COPY is encoded before it is sent: the server reads while the next is encoded.
 const COPY_CHUNK: usize = 256 << 10;
@@ -177,7 +178,48 @@ impl Session for Tx {
 
     async fn store(&mut self, table: &Table, rows: &[Record<'_>]) -> Result<(), SqlError> {
         let Some(sql) = Words.copy_in(table) else { return Ok(()) };
-        let mut copy = self.0.copy_in_raw(&sql).await.map_err(|e| error(&e))?;
+        self.copy(&sql, rows).await
+    }
+
+    /// By the table's CHECKs, asked of a copy of the rows that has none.
+    async fn refused(
+        &mut self,
+        table: &Table,
+        rows: &[Record<'_>],
+    ) -> Result<Vec<(Seq, SqlError)>, SqlError> {
+        let name = [Param::Text(table.name.as_str().into())];
+        let checks = self.rows(Words.checks(), &name).await?;
+        let text = |row: &TextRow, at: usize| row.get(at).cloned().flatten().unwrap_or_default();
+        let expressions: Vec<String> = checks.iter().map(|row| text(row, 1)).collect();
+        if expressions.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.execute(&Words.make_sieve(table), &[]).await?;
+        self.copy(&Words.fill_sieve(table), rows).await?;
+        let expressions: Vec<&str> = expressions.iter().map(String::as_str).collect();
+        let found = self.rows(&Words.refused(table, &expressions), &[]).await?;
+        let refusal = |row: &TextRow| {
+            let check = checks.get(text(row, 1).parse::<usize>().ok()?)?;
+            let text_of = format!("refused by constraint {}, table {}", text(check, 0), table.name);
+            let error = SqlError { class: Class::Reject, code: "23514".to_owned(), text: text_of };
+            Some((Seq(text(row, 0).parse().ok()?), error))
+        };
+        Ok(found.iter().filter_map(refusal).collect())
+    }
+
+    async fn rollback(self) {
+        // a connection that is gone has rolled back already
+        let _ = self.0.rollback().await;
+    }
+
+    async fn commit(self) -> Result<(), SqlError> {
+        self.0.commit().await.map_err(|e| error(&e))
+    }
+}
+
+impl Tx {
+    async fn copy(&mut self, sql: &str, rows: &[Record<'_>]) -> Result<(), SqlError> {
+        let mut copy = self.0.copy_in_raw(sql).await.map_err(|e| error(&e))?;
         let mut buffer = Vec::with_capacity(COPY_CHUNK + (COPY_CHUNK >> 2));
         for row in rows {
             postgres::copy_text(&row.head, &row.values, &mut buffer);
@@ -189,15 +231,6 @@ impl Session for Tx {
         copy.send(&buffer[..]).await.map_err(|e| error(&e))?;
         copy.finish().await.map_err(|e| error(&e))?;
         Ok(())
-    }
-
-    async fn rollback(self) {
-        // a connection that is gone has rolled back already
-        let _ = self.0.rollback().await;
-    }
-
-    async fn commit(self) -> Result<(), SqlError> {
-        self.0.commit().await.map_err(|e| error(&e))
     }
 }
 

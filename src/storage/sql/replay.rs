@@ -14,6 +14,8 @@ use super::value::{Value, held, micros, same_content, same_values};
 use super::{Inner, seq_of, seq_param};
 use crate::event::Seq;
 
+/// The code of a dead letter whose identity stands there with other content.
+pub(super) const CONFLICT: &str = "identity conflict";
 /// Most rows of one statement.
 const ROWS: usize = 500;
 /// The canonical columns, before a row's own.
@@ -58,7 +60,7 @@ impl<B: Backend> Inner<B> {
             if let Some(seq) = self.first_different(session, &part.table, &there).await? {
                 return Err(SqlError {
                     class: Class::Reject,
-                    code: "identity conflict".to_owned(),
+                    code: CONFLICT.to_owned(),
                     text: format!(
                         "table {} holds other content under seq {seq} of this node",
                         part.table.name

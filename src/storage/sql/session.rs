@@ -7,6 +7,7 @@ use std::future::Future;
 use super::dialect::{Class, Dialect};
 use super::table::Table;
 use super::value::{Head, Value};
+use crate::event::Seq;
 use crate::storage::LOST;
 
 pub use super::value::sqlite::Bind as Param;
@@ -67,6 +68,13 @@ pub trait Session: Send {
         table: &Table,
         rows: &[Record<'_>],
     ) -> impl Future<Output = Result<(), SqlError>> + Send;
+    /// Which of these rows the table refuses for what they hold, as far as that can be told without
+    /// storing them one by one. Leaves nothing behind.
+    fn refused(
+        &mut self,
+        table: &Table,
+        rows: &[Record<'_>],
+    ) -> impl Future<Output = Result<Vec<(Seq, SqlError)>, SqlError>> + Send;
     /// Undoes it. What cannot be undone now is undone when the session ends.
     fn rollback(self) -> impl Future<Output = ()> + Send;
     /// Makes it durable.

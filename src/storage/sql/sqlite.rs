@@ -4,6 +4,7 @@
 //! Does not know tables or events. The lock is a file of its own, since opening and closing the
 //! database's file would drop SQLite's own locks.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use super::dialect::{Class, Dialect};
 use super::session::{Backend, Lock, Param, Record, Session, SqlError, TextRow};
 use super::table::Table;
 use super::value::sqlite;
+use crate::event::Seq;
 use crate::fsx::{DirLock, OsDisk, durable_dir, parent};
 
 /// Parameters of one INSERT: so many that its cost is shared, and one text that stays prepared.
@@ -149,6 +151,36 @@ impl Session for Tx {
             }
         }
         Ok(())
+    }
+
+    /// By storing what it takes, and undoing that. A row that stands there already is good.
+    async fn refused(
+        &mut self,
+        table: &Table,
+        rows: &[Record<'_>],
+    ) -> Result<Vec<(Seq, SqlError)>, SqlError> {
+        self.run("SAVEPOINT sieve").await?;
+        let most = (BINDS / table.columns.len()).max(1);
+        let mut taken: BTreeSet<Seq> = BTreeSet::new();
+        for chunk in rows.chunks(most) {
+            let params: Vec<Param<'_>> =
+                chunk.iter().flat_map(|row| sqlite::binds(&row.head, &row.values)).collect();
+            let stored = self.rows(&Words.insert_or_ignore(table, chunk.len()), &params).await?;
+            let seq = |row: &TextRow| row.first()?.as_ref()?.parse().ok().map(Seq);
+            taken.extend(stored.iter().filter_map(seq));
+        }
+        self.run("ROLLBACK TO sieve").await?;
+        let mut refused = Vec::new();
+        for row in rows.iter().filter(|row| !taken.contains(&row.head.seq)) {
+            let params = sqlite::binds(&row.head, &row.values);
+            match self.execute(&Words.insert(table, 1), &params).await {
+                Err(e) if e.class == Class::Reject => refused.push((row.head.seq, e)),
+                // it stands there, or only this look failed: storing it will tell
+                _ => {}
+            }
+        }
+        self.run("ROLLBACK TO sieve").await?;
+        Ok(refused)
     }
 
     async fn rollback(mut self) {

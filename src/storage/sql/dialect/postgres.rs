@@ -61,6 +61,53 @@ const INDEX: &str = "\
 SELECT CAST(i.indisvalid AS text) FROM pg_catalog.pg_index i \
 WHERE i.indexrelid = to_regclass(quote_ident($1::text))";
 
+/// What tells bad rows from good ones: a temporary copy of the table without its constraints, and the
+/// expressions of its CHECKs.
+impl Postgres {
+    fn sieve(self, table: &Table) -> String {
+        format!("\"replicon_sieve_{:08x}\"", crc32c::crc32c(table.name.as_bytes()))
+    }
+
+    /// Makes the temporary copy, once a session. It forgets its rows with the transaction.
+    #[must_use]
+    pub fn make_sieve(self, table: &Table) -> String {
+        let (sieve, table) = (self.sieve(table), self.quote(&table.name));
+        format!("CREATE TEMP TABLE IF NOT EXISTS {sieve} (LIKE {table}) ON COMMIT DELETE ROWS")
+    }
+
+    /// Fills it.
+    #[must_use]
+    pub fn fill_sieve(self, table: &Table) -> String {
+        let columns: Vec<&str> = table.columns.iter().map(|column| column.name.as_str()).collect();
+        let (sieve, columns) = (self.sieve(table), names(&self, &columns));
+        format!("COPY {sieve} ({columns}) FROM STDIN WITH (FORMAT text)")
+    }
+
+    /// The CHECKs of a table: name and expression. Parameters: table.
+    #[must_use]
+    pub fn checks(self) -> &'static str {
+        "SELECT CAST(conname AS text), pg_get_expr(conbin, conrelid) \
+         FROM pg_catalog.pg_constraint \
+         WHERE conrelid = to_regclass(quote_ident($1::text)) AND contype = 'c' ORDER BY conname"
+    }
+
+    /// The rows in the copy that a CHECK refuses: seq, and which of `expressions`.
+    #[must_use]
+    pub fn refused(self, table: &Table, expressions: &[&str]) -> String {
+        let cases: Vec<String> = (0..)
+            .zip(expressions)
+            .map(|(i, e)| format!("WHEN ({e}) IS FALSE THEN '{i}'"))
+            .collect();
+        let fails: Vec<String> = expressions.iter().map(|e| format!("({e}) IS FALSE")).collect();
+        format!(
+            "SELECT CAST(\"origin_seq\" AS text), CASE {} END FROM {} WHERE {}",
+            cases.join(" "),
+            self.sieve(table),
+            fails.join(" OR ")
+        )
+    }
+}
+
 impl Dialect for Postgres {
     fn name(&self) -> &'static str {
         "postgres"

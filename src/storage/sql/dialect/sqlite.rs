@@ -6,7 +6,7 @@
 use super::{Class, Dialect, RowLock};
 use crate::channel::field_type::{Base, FieldType};
 use crate::storage::sql::schema;
-use crate::storage::sql::table::{Column, ColumnType, DefaultValue};
+use crate::storage::sql::table::{Column, ColumnType, DefaultValue, Table};
 
 /// SQLite 3.35 and later.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +38,16 @@ const KEY: &str = "SELECT \"name\" FROM pragma_table_info(?) WHERE \"pk\" > 0 OR
 
 const INDEX: &str = "\
 SELECT 'true' FROM sqlite_master WHERE \"type\" = 'index' AND \"name\" = ? COLLATE NOCASE";
+
+impl Sqlite {
+    /// Stores what no constraint refuses; gives the `origin_seq` of each row that it stored.
+    /// Parameters: as [`Dialect::insert`].
+    #[must_use]
+    pub fn insert_or_ignore(self, table: &Table, rows: usize) -> String {
+        let insert = self.insert(table, rows).replacen("INSERT INTO", "INSERT OR IGNORE INTO", 1);
+        format!("{insert} RETURNING {}", self.cast_text(&self.quote("origin_seq")))
+    }
+}
 
 impl Dialect for Sqlite {
     fn name(&self) -> &'static str {
