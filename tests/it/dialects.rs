@@ -106,7 +106,7 @@ impl Listing<'_> {
         let dialect = self.dialect;
         let statements = [
             ("insert 1", Some(dialect.insert(table, 1))),
-            ("insert missing 2", Some(dialect.insert_missing(table, 2))),
+            ("insert 2", Some(dialect.insert(table, 2))),
             ("copy in", dialect.copy_in(table)),
             ("existing 3", Some(dialect.existing(table, 3))),
             ("read page", Some(dialect.read_page(table))),
@@ -125,18 +125,19 @@ impl Listing<'_> {
         for (title, statement) in [
             ("node row share", dialect.node_row_share()),
             ("node row exclusive", dialect.node_row_exclusive()),
-            ("node take", dialect.node_take()),
+            ("node insert", dialect.insert(&table::replicon_node(), 1)),
+            ("node update", dialect.node_update()),
             ("released upsert 2", dialect.released_upsert(2)),
             ("released read", dialect.released_read()),
             ("progress read", dialect.progress_read()),
-            ("progress first", dialect.progress_first()),
+            ("progress first", dialect.insert(&table::replication_progress(), 1)),
             ("progress advance", dialect.progress_advance()),
-            ("conflict insert", dialect.conflict_insert()),
+            ("conflict insert", dialect.insert(&table::replicon_conflicts(), 1)),
             ("conflict count", dialect.conflict_count()),
-            ("quarantine insert", dialect.quarantine_insert()),
+            ("quarantine insert", dialect.insert(&table::replicon_quarantine(), 1)),
             ("quarantine count", dialect.quarantine_count()),
             ("quarantine page", dialect.read_page(&table::replicon_quarantine())),
-            ("quarantine take", dialect.quarantine_take()),
+            ("quarantine delete", dialect.quarantine_delete()),
         ] {
             self.add(title, &statement);
         }

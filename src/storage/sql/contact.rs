@@ -11,7 +11,7 @@ use super::dialect::Class;
 use super::route::Part;
 use super::schema::{Difference, Standing, compare};
 use super::session::{Backend, Lock, Param, Session, SqlError, TextRow};
-use super::table::{Index, Table, plan, reading_index, replicon_released};
+use super::table::{Index, Table, plan, reading_index, replicon_node, replicon_released};
 use super::value::timestamptz;
 use super::{Inner, seq_param, whose};
 use crate::event::Seq;
@@ -238,18 +238,28 @@ impl<B: Backend> Inner<B> {
                 since = Param::Int(kept);
             }
         }
-        let params = [
-            self.origin(),
+        // of a row that is there the epoch goes up; who else read it waits behind this transaction
+        let epoch = match rows.first() {
+            Some(row) => text(row, 2).parse::<u64>().unwrap_or(0).saturating_add(1),
+            None => 1,
+        };
+        let mut params = vec![
             Param::Text(node_id.into()),
-            Param::Int(1),
+            seq_param(Seq(epoch)),
             Param::Text(timestamptz(now).into()),
             Param::Text(host().into()),
             since,
         ];
-        let taken = session.rows(&dialect.node_take(), &params).await.map_err(outage)?;
-        let epoch = taken.first().and_then(|row| text(row, 0).parse().ok());
+        let sql = if rows.is_empty() {
+            params.insert(0, self.origin());
+            dialect.insert(&replicon_node(), 1)
+        } else {
+            params.push(self.origin());
+            dialect.node_update()
+        };
+        session.execute(&sql, &params).await.map_err(outage)?;
         self.alive(session, now_ms).await.map_err(outage)?;
-        epoch.ok_or_else(|| StorageError::retry("origin", "the origin's row could not be written"))
+        Ok(epoch)
     }
 
     /// Each channel's released seq, and when the owner last lived.

@@ -171,17 +171,6 @@ pub trait Dialect: Send + Sync {
         )
     }
 
-    /// Stores the rows whose primary key is not there; gives the `origin_seq` of each that it stored.
-    /// Parameters: as [`Dialect::insert`].
-    fn insert_missing(&self, table: &Table, rows: usize) -> String {
-        format!(
-            "{} {} DO NOTHING RETURNING {}",
-            self.insert(table, rows),
-            on_conflict(self, table),
-            self.cast_text(&self.quote("origin_seq"))
-        )
-    }
-
     /// Stores rows from a stream, faster than any INSERT; nothing where the dialect has no such road.
     fn copy_in(&self, _table: &Table) -> Option<String> {
         None
@@ -241,26 +230,24 @@ pub trait Dialect: Send + Sync {
         node_row(self, RowLock::Exclusive)
     }
 
-    /// Takes an origin: writes its row, and gives the new epoch, which is above the one that stood
-    /// there and not below the one that is given. Parameters: origin, node id, epoch (the one kept in
-    /// the directory, and 1), the present moment, host, since.
-    fn node_take(&self) -> String {
+    /// Writes the row of an origin that is there. Parameters: node id, epoch, the present moment,
+    /// host, since, origin.
+    fn node_update(&self) -> String {
+        let written = ["node_id", "epoch", "taken_at", "host", "since"];
         let node = table::replicon_node();
-        let epoch = self.quote("epoch");
-        let raised = self.greatest(
-            &format!("{}.{epoch} + 1", self.quote(&node.name)),
-            &format!("excluded.{epoch}"),
-        );
-        let taken: Vec<String> = ["node_id", "taken_at", "host", "since"]
-            .map(|name| self.quote(name))
-            .map(|name| format!("{name} = excluded.{name}"))
-            .into();
+        let set: Vec<String> = written
+            .iter()
+            .zip(1..)
+            .filter_map(|(name, place)| {
+                let column = node.columns.iter().find(|column| column.name == *name)?;
+                Some(compare(self, name, "=", place, column.ty))
+            })
+            .collect();
         format!(
-            "{} {} DO UPDATE SET {epoch} = {raised}, {} RETURNING {}",
-            self.insert(&node, 1),
-            on_conflict(self, &node),
-            taken.join(", "),
-            self.cast_text(&epoch)
+            "UPDATE {} SET {} WHERE {}",
+            self.quote(&node.name),
+            set.join(", "),
+            compare(self, "origin_dc", "=", written.len() + 1, ColumnType::OriginDc)
         )
     }
 
@@ -272,9 +259,9 @@ pub trait Dialect: Send + Sync {
         let raised = self
             .greatest(&format!("{}.{seq}", self.quote(&released.name)), &format!("excluded.{seq}"));
         format!(
-            "{} {} DO UPDATE SET {seq} = {raised}",
+            "{} ON CONFLICT ({}) DO UPDATE SET {seq} = {raised}",
             self.insert(&released, rows),
-            on_conflict(self, &released)
+            names(self, &released.primary_key)
         )
     }
 
@@ -300,13 +287,6 @@ pub trait Dialect: Send + Sync {
         )
     }
 
-    /// Stores the first cursor of a channel; no row is affected where one is there. Parameters:
-    /// origin, channel, seq, the present moment.
-    fn progress_first(&self) -> String {
-        let progress = table::replication_progress();
-        format!("{} {} DO NOTHING", self.insert(&progress, 1), on_conflict(self, &progress))
-    }
-
     /// Moves a cursor; no row is affected where it is not the expected one. Parameters: new seq, the
     /// present moment, origin, channel, expected seq.
     fn progress_advance(&self) -> String {
@@ -321,37 +301,20 @@ pub trait Dialect: Send + Sync {
         )
     }
 
-    /// Records a conflict once; gives its seq where it was not recorded. Parameters: the columns of
-    /// `replicon_conflicts`.
-    fn conflict_insert(&self) -> String {
-        self.insert_missing(&table::replicon_conflicts(), 1)
-    }
-
     /// How many conflicts are recorded.
     fn conflict_count(&self) -> String {
         count(self, &table::replicon_conflicts())
     }
 
-    /// Keeps a row that cannot be applied; gives its seq where it was not kept. Parameters: the
-    /// columns of `replicon_quarantine`. Pages of what is kept come from [`Dialect::read_page`].
-    fn quarantine_insert(&self) -> String {
-        self.insert_missing(&table::replicon_quarantine(), 1)
-    }
-
-    /// How many rows are kept.
+    /// How many rows are kept. Pages of them come from [`Dialect::read_page`].
     fn quarantine_count(&self) -> String {
         count(self, &table::replicon_quarantine())
     }
 
-    /// Takes a row out: every column of `replicon_quarantine`. Parameters: origin, seq.
-    fn quarantine_take(&self) -> String {
+    /// Removes a row that was kept. Parameters: origin, seq.
+    fn quarantine_delete(&self) -> String {
         let quarantine = table::replicon_quarantine();
-        format!(
-            "DELETE FROM {} WHERE {} RETURNING {}",
-            self.quote(&quarantine.name),
-            identity(self),
-            texts(self, &quarantine.columns)
-        )
+        format!("DELETE FROM {} WHERE {}", self.quote(&quarantine.name), identity(self))
     }
 }
 
@@ -394,10 +357,6 @@ fn tuple<D: Dialect + ?Sized>(dialect: &D, columns: &[Column], first: usize) -> 
     let places: Vec<String> =
         places.map(|(column, place)| dialect.placeholder(place, column.ty)).collect();
     format!("({})", places.join(", "))
-}
-
-fn on_conflict<D: Dialect + ?Sized>(dialect: &D, table: &Table) -> String {
-    format!("ON CONFLICT ({})", names(dialect, &table.primary_key))
 }
 
 fn texts<D: Dialect + ?Sized>(dialect: &D, columns: &[Column]) -> String {

@@ -5,6 +5,7 @@
 //! by the fastest road, and only where one stands there already by the idempotent one, which compares
 //! what stands with what would be written.
 
+mod apply;
 pub mod contact;
 pub mod dialect;
 pub mod postgres;
@@ -164,7 +165,8 @@ impl<B: Backend> Inner<B> {
             return Err((e, None));
         }
         for (at, part) in parts.iter().enumerate() {
-            match session.store(&part.table, &part.rows).await {
+            let rows: Vec<&Record<'_>> = part.rows.iter().collect();
+            match session.store(&part.table, &rows).await {
                 Ok(()) => {}
                 Err(e) => {
                     session.rollback().await;

@@ -2,6 +2,7 @@
 //!
 //! Does not know tables or events: statements come as text, rows as values.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -176,23 +177,23 @@ impl Session for Tx {
         fetch(&mut self.0, sql, params).await.map_err(|e| error(&e))
     }
 
-    async fn store(&mut self, table: &Table, rows: &[Record<'_>]) -> Result<(), SqlError> {
+    async fn store(&mut self, table: &Table, rows: &[&Record<'_>]) -> Result<(), SqlError> {
         let Some(sql) = Words.copy_in(table) else { return Ok(()) };
         self.copy(&sql, rows).await
     }
 
     /// By the table's CHECKs, asked of a copy of the rows that has none.
-    async fn refused(
+    async fn store_good(
         &mut self,
         table: &Table,
-        rows: &[Record<'_>],
+        rows: &[&Record<'_>],
     ) -> Result<Vec<(Seq, SqlError)>, SqlError> {
         let name = [Param::Text(table.name.as_str().into())];
         let checks = self.rows(Words.checks(), &name).await?;
         let text = |row: &TextRow, at: usize| row.get(at).cloned().flatten().unwrap_or_default();
         let expressions: Vec<String> = checks.iter().map(|row| text(row, 1)).collect();
         if expressions.is_empty() {
-            return Ok(Vec::new());
+            return self.store(table, rows).await.map(|()| Vec::new());
         }
         self.execute(&Words.make_sieve(table), &[]).await?;
         self.copy(&Words.fill_sieve(table), rows).await?;
@@ -204,7 +205,12 @@ impl Session for Tx {
             let error = SqlError { class: Class::Reject, code: "23514".to_owned(), text: text_of };
             Some((Seq(text(row, 0).parse().ok()?), error))
         };
-        Ok(found.iter().filter_map(refusal).collect())
+        let refused: Vec<(Seq, SqlError)> = found.iter().filter_map(refusal).collect();
+        let bad: BTreeSet<Seq> = refused.iter().map(|(seq, _)| *seq).collect();
+        let good = rows.iter().copied().filter(|row| !bad.contains(&row.head.seq));
+        let good: Vec<&Record<'_>> = good.collect();
+        self.store(table, &good).await?;
+        Ok(refused)
     }
 
     async fn rollback(self) {
@@ -218,7 +224,7 @@ impl Session for Tx {
 }
 
 impl Tx {
-    async fn copy(&mut self, sql: &str, rows: &[Record<'_>]) -> Result<(), SqlError> {
+    async fn copy(&mut self, sql: &str, rows: &[&Record<'_>]) -> Result<(), SqlError> {
         let mut copy = self.0.copy_in_raw(sql).await.map_err(|e| error(&e))?;
         let mut buffer = Vec::with_capacity(COPY_CHUNK + (COPY_CHUNK >> 2));
         for row in rows {

@@ -3,7 +3,7 @@
 //! Equal content is stored content: an answer was lost, or a batch came again. Other content is
 //! refused. Does not know why the batch came again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::contact::Ready;
 use super::dialect::Class;
@@ -21,54 +21,79 @@ const ROWS: usize = 500;
 /// The canonical columns, before a row's own.
 const CANONICAL: usize = 5;
 
+/// What a pass over the batch came to.
+struct Pass {
+    outcome: Result<(), (SqlError, Option<usize>)>,
+    /// How many rows stood there.
+    there: usize,
+}
+
 impl<B: Backend> Inner<B> {
-    /// One transaction that stores what is missing.
+    /// One transaction that stores what is missing. A unique index that refuses what was just not
+    /// there: a transaction whose answer was lost has ended meanwhile, and the next pass finds its
+    /// rows; or it is another index than the identity's, and the data is at fault.
     pub(super) async fn replay(
         &self,
         ready: &Ready,
         parts: &[Part<'_>],
     ) -> Result<(), (SqlError, Option<usize>)> {
-        let mut session = self.backend.begin().await.map_err(|e| (e, None))?;
-        if let Err(e) = self.guard(&mut session, ready, false).await {
-            session.rollback().await;
-            return Err((e, None));
-        }
-        for (at, part) in parts.iter().enumerate() {
-            if let Err(e) = self.store_missing(&mut session, part).await {
-                session.rollback().await;
-                return Err((e, Some(at)));
+        let mut before = None;
+        loop {
+            let Pass { outcome, there } = self.replay_once(ready, parts).await;
+            let met = matches!(&outcome, Err((e, _)) if e.class == Class::AlreadyThere);
+            if !met || before.is_some_and(|before| there <= before) {
+                return outcome;
             }
+            before = Some(there);
         }
-        session.commit().await.map_err(|e| (e, None))
     }
 
+    async fn replay_once(&self, ready: &Ready, parts: &[Part<'_>]) -> Pass {
+        let mut there = 0;
+        let outcome = async {
+            let mut session = self.backend.begin().await.map_err(|e| (e, None))?;
+            let stored = async {
+                self.guard(&mut session, ready, false).await.map_err(|e| (e, None))?;
+                for (at, part) in parts.iter().enumerate() {
+                    there +=
+                        self.store_missing(&mut session, part).await.map_err(|e| (e, Some(at)))?;
+                }
+                Ok(())
+            };
+            match stored.await {
+                Ok(()) => session.commit().await.map_err(|e| (e, None)),
+                Err(e) => {
+                    session.rollback().await;
+                    Err(e)
+                }
+            }
+        };
+        let outcome = outcome.await;
+        Pass { outcome, there }
+    }
+
+    /// How many of these rows stood there.
     async fn store_missing(
         &self,
         session: &mut B::Session,
         part: &Part<'_>,
-    ) -> Result<(), SqlError> {
-        let dialect = self.backend.dialect();
-        let most = (dialect.max_binds() / part.table.columns.len()).clamp(1, ROWS);
-        for rows in part.rows.chunks(most) {
-            let sql = dialect.insert_missing(&part.table, rows.len());
-            let params: Vec<Param<'_>> =
-                rows.iter().flat_map(|row| self.backend.params(row)).collect();
-            let stored = session.rows(&sql, &params).await?;
-            let stored: BTreeSet<Seq> = stored.iter().filter_map(first_seq).collect();
-            let there: Vec<&Record<'_>> =
-                rows.iter().filter(|row| !stored.contains(&seq_of(row))).collect();
-            if let Some(seq) = self.first_different(session, &part.table, &there).await? {
-                return Err(SqlError {
-                    class: Class::Reject,
-                    code: CONFLICT.to_owned(),
-                    text: format!(
-                        "table {} holds other content under seq {seq} of this node",
-                        part.table.name
-                    ),
-                });
-            }
+    ) -> Result<usize, SqlError> {
+        let rows: Vec<&Record<'_>> = part.rows.iter().collect();
+        let standing = self.standing(session, &part.table, &rows).await?;
+        if let Some((seq, _)) = standing.iter().find(|(_, same)| !**same) {
+            return Err(SqlError {
+                class: Class::Reject,
+                code: CONFLICT.to_owned(),
+                text: format!(
+                    "table {} holds other content under seq {seq} of this node",
+                    part.table.name
+                ),
+            });
         }
-        Ok(())
+        let missing: Vec<&Record<'_>> =
+            rows.into_iter().filter(|row| !standing.contains_key(&seq_of(row))).collect();
+        session.store(&part.table, &missing).await?;
+        Ok(standing.len())
     }
 
     /// Whether all of these rows stand there with their content.
@@ -79,51 +104,37 @@ impl<B: Backend> Inner<B> {
     ) -> Result<bool, SqlError> {
         for part in parts {
             let rows: Vec<&Record<'_>> = part.rows.iter().collect();
-            if self.first_different(session, &part.table, &rows).await?.is_some() {
+            let standing = self.standing(session, &part.table, &rows).await?;
+            if !rows.iter().all(|row| standing.get(&seq_of(row)) == Some(&true)) {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    /// Whether a row stands there with its content.
-    pub(super) async fn stands_equal(
-        &self,
-        session: &mut B::Session,
-        table: &Table,
-        row: &Record<'_>,
-    ) -> Result<bool, SqlError> {
-        Ok(self.first_different(session, table, &[row]).await?.is_none())
-    }
-
-    /// The first of these rows that does not stand there with its content.
-    async fn first_different(
+    /// Which of these rows' identities stand there, and whether with the same content.
+    pub(super) async fn standing(
         &self,
         session: &mut B::Session,
         table: &Table,
         rows: &[&Record<'_>],
-    ) -> Result<Option<Seq>, SqlError> {
+    ) -> Result<BTreeMap<Seq, bool>, SqlError> {
+        let mut standing = BTreeMap::new();
         for rows in rows.chunks(ROWS) {
-            let sql = self.backend.dialect().existing(table, rows.len());
             let Some(first) = rows.first() else { continue };
+            let sql = self.backend.dialect().existing(table, rows.len());
             let mut params = vec![Param::Text(first.head.origin.into())];
             params.extend(rows.iter().map(|row| seq_param(seq_of(row))));
             let found = session.rows(&sql, &params).await?;
             let found: BTreeMap<Seq, &TextRow> =
                 found.iter().filter_map(|row| Some((second_seq(row)?, row))).collect();
-            let equal = |row: &&&Record<'_>| {
-                found.get(&seq_of(row)).is_some_and(|there| same_row(table, row, there))
-            };
-            if let Some(row) = rows.iter().find(|row| !equal(row)) {
-                return Ok(Some(seq_of(row)));
-            }
+            standing.extend(rows.iter().filter_map(|row| {
+                let seq = seq_of(row);
+                found.get(&seq).map(|there| (seq, same_row(table, row, there)))
+            }));
         }
-        Ok(None)
+        Ok(standing)
     }
-}
-
-fn first_seq(row: &TextRow) -> Option<Seq> {
-    row.first()?.as_ref()?.parse().ok().map(Seq)
 }
 
 fn second_seq(row: &TextRow) -> Option<Seq> {

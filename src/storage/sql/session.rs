@@ -66,14 +66,14 @@ pub trait Session: Send {
     fn store(
         &mut self,
         table: &Table,
-        rows: &[Record<'_>],
+        rows: &[&Record<'_>],
     ) -> impl Future<Output = Result<(), SqlError>> + Send;
-    /// Which of these rows the table refuses for what they hold, as far as that can be told without
-    /// storing them one by one. Leaves nothing behind.
-    fn refused(
+    /// Stores the rows that the table takes, and tells those that it refuses for what they hold. An
+    /// error where they cannot be told apart so.
+    fn store_good(
         &mut self,
         table: &Table,
-        rows: &[Record<'_>],
+        rows: &[&Record<'_>],
     ) -> impl Future<Output = Result<Vec<(Seq, SqlError)>, SqlError>> + Send;
     /// Undoes it. What cannot be undone now is undone when the session ends.
     fn rollback(self) -> impl Future<Output = ()> + Send;

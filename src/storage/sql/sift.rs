@@ -4,12 +4,12 @@
 //! What the look cannot tell (a trigger's refusal, say) is left to bisection: then the batch is
 //! refused as a whole. Does not know what becomes of the refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::contact::Ready;
 use super::dialect::Class;
 use super::route::Part;
-use super::session::{Backend, Session, SqlError};
+use super::session::{Backend, Record, Session, SqlError};
 use super::{Inner, seq_of};
 use crate::event::{ChannelName, Seq};
 use crate::storage::{Kind, Refused, StorageError};
@@ -40,51 +40,66 @@ impl<B: Backend> Inner<B> {
         ready: &Ready,
         mut parts: Vec<Part<'_>>,
     ) -> Result<Vec<Refused>, StorageError> {
-        let found = self.refused(ready, &parts).await.map_err(|(e, at)| {
-            let part = at.map(|at| &parts[at]);
-            self.judge(e, part)
-        })?;
-        for part in &mut parts {
-            // of a row that one table refuses, no copy stands in another
-            part.rows.retain(|row| !found.contains_key(&seq_of(row)));
-        }
-        parts.retain(|part| !part.rows.is_empty());
-        if !parts.is_empty()
-            && let Err((e, at)) = self.store(ready, &parts).await
-        {
-            return Err(self.judge(e, at.map(|at| &parts[at])));
+        let mut found = BTreeMap::new();
+        loop {
+            let before = found.len();
+            match self.sift_once(ready, &parts, &mut found).await {
+                Ok(true) => break,
+                // of a row that one table refuses, no copy stands in another
+                Ok(false) => debug_assert!(found.len() > before),
+                Err((e, at)) if e.class == Class::AlreadyThere => {
+                    self.replay(ready, &parts).await.map_err(|(e, replayed)| {
+                        self.judge(e, replayed.or(at).map(|at| &parts[at]))
+                    })?;
+                    break;
+                }
+                Err((e, at)) => return Err(self.judge(e, at.map(|at| &parts[at]))),
+            }
+            for part in &mut parts {
+                part.rows.retain(|row| !found.contains_key(&seq_of(row)));
+            }
         }
         Ok(found.into_iter().map(|(seq, error)| Refused { seq, error }).collect())
     }
 
-    async fn refused(
+    /// One transaction; not committed where a table refuses what another one had taken.
+    async fn sift_once(
         &self,
         ready: &Ready,
         parts: &[Part<'_>],
-    ) -> Result<BTreeMap<Seq, StorageError>, (SqlError, Option<usize>)> {
+        found: &mut BTreeMap<Seq, StorageError>,
+    ) -> Result<bool, (SqlError, Option<usize>)> {
         let mut session = self.backend.begin().await.map_err(|e| (e, None))?;
-        let mut found = BTreeMap::new();
-        for (at, part) in parts.iter().enumerate() {
-            let looked = match self.guard(&mut session, ready, false).await {
-                Ok(()) => session.refused(&part.table, &part.rows).await.map_err(|e| (e, Some(at))),
-                Err(e) => Err((e, None)),
-            };
-            match looked {
-                Ok(refused) => {
-                    if !refused.is_empty() {
-                        self.state().refusing.insert(part.table.name.clone(), PATIENCE);
-                    }
-                    let told = refused.into_iter().map(|(seq, e)| (seq, refusal(e, &part.channel)));
-                    found.extend(told);
+        let mut taken: BTreeSet<Seq> = BTreeSet::new();
+        let mut whole = true;
+        let stored = async {
+            self.guard(&mut session, ready, false).await.map_err(|e| (e, None))?;
+            for (at, part) in parts.iter().enumerate() {
+                let rows = part.rows.iter().filter(|row| !found.contains_key(&seq_of(row)));
+                let rows: Vec<&Record<'_>> = rows.collect();
+                let refused = session.store_good(&part.table, &rows).await;
+                let refused = refused.map_err(|e| (e, Some(at)))?;
+                if !refused.is_empty() {
+                    self.state().refusing.insert(part.table.name.clone(), PATIENCE);
                 }
-                Err(e) => {
-                    session.rollback().await;
-                    return Err(e);
+                whole &= !refused.iter().any(|(seq, _)| taken.contains(seq));
+                found.extend(refused.into_iter().map(|(seq, e)| (seq, refusal(e, &part.channel))));
+                if at + 1 < parts.len() {
+                    taken.extend(rows.iter().map(|row| seq_of(row)));
                 }
             }
+            Ok(())
+        };
+        match stored.await {
+            Ok(()) if whole => {
+                session.commit().await.map_err(|e| (e, None))?;
+                Ok(true)
+            }
+            stored => {
+                session.rollback().await;
+                stored.map(|()| false)
+            }
         }
-        session.rollback().await;
-        Ok(found)
     }
 }
 

@@ -138,7 +138,7 @@ impl Session for Tx {
         rows.iter().map(texts).collect::<Result<_, _>>().map_err(|e| error(&e))
     }
 
-    async fn store(&mut self, table: &Table, rows: &[Record<'_>]) -> Result<(), SqlError> {
+    async fn store(&mut self, table: &Table, rows: &[&Record<'_>]) -> Result<(), SqlError> {
         let most = (BINDS / table.columns.len()).max(1);
         let whole = Words.insert(table, most);
         for chunk in rows.chunks(most) {
@@ -153,33 +153,28 @@ impl Session for Tx {
         Ok(())
     }
 
-    /// By storing what it takes, and undoing that. A row that stands there already is good.
-    async fn refused(
+    async fn store_good(
         &mut self,
         table: &Table,
-        rows: &[Record<'_>],
+        rows: &[&Record<'_>],
     ) -> Result<Vec<(Seq, SqlError)>, SqlError> {
-        self.run("SAVEPOINT sieve").await?;
         let most = (BINDS / table.columns.len()).max(1);
-        let mut taken: BTreeSet<Seq> = BTreeSet::new();
+        let mut refused = Vec::new();
         for chunk in rows.chunks(most) {
             let params: Vec<Param<'_>> =
                 chunk.iter().flat_map(|row| sqlite::binds(&row.head, &row.values)).collect();
             let stored = self.rows(&Words.insert_or_ignore(table, chunk.len()), &params).await?;
             let seq = |row: &TextRow| row.first()?.as_ref()?.parse().ok().map(Seq);
-            taken.extend(stored.iter().filter_map(seq));
-        }
-        self.run("ROLLBACK TO sieve").await?;
-        let mut refused = Vec::new();
-        for row in rows.iter().filter(|row| !taken.contains(&row.head.seq)) {
-            let params = sqlite::binds(&row.head, &row.values);
-            match self.execute(&Words.insert(table, 1), &params).await {
-                Err(e) if e.class == Class::Reject => refused.push((row.head.seq, e)),
-                // it stands there, or only this look failed: storing it will tell
-                _ => {}
+            let taken: BTreeSet<Seq> = stored.iter().filter_map(seq).collect();
+            for row in chunk.iter().filter(|row| !taken.contains(&row.head.seq)) {
+                // why it was ignored, in the database's words
+                let params = sqlite::binds(&row.head, &row.values);
+                match self.execute(&Words.insert(table, 1), &params).await {
+                    Err(e) if e.class == Class::Reject => refused.push((row.head.seq, e)),
+                    stored => drop(stored?),
+                }
             }
         }
-        self.run("ROLLBACK TO sieve").await?;
         Ok(refused)
     }
 

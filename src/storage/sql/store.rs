@@ -1,4 +1,4 @@
-//! Reading by identity and applying foreign rows: the same tables, seen from the other side.
+//! Reading by identity: the same tables, seen from the other side.
 //!
 //! Does not know peers. A structured row is read as the payload that its columns make; where a raw
 //! copy stands too, that is given.
@@ -8,25 +8,18 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::apply::name;
 use super::dialect::Class;
-use super::session::{Backend, Param, Record, Session, SqlError, TextRow};
+use super::session::{Backend, Param, Session, SqlError, TextRow};
 use super::table::{Table, replicon_quarantine};
-use super::value::{Head, Value, bytes, micros, payload_of, row, timestamptz};
+use super::value::{bytes, micros, payload_of};
 use super::{Inner, SqlStorage, seq_param};
-use crate::channel::schema::OnUnknown;
 use crate::event::{ChannelName, Origin, Seq};
+use crate::storage::StorageError;
 use crate::storage::event_store::{Applied, EventStore, Foreign, Page, StoredRow, Wanted};
-use crate::storage::{Kind, StorageError};
 
 /// The canonical columns, before a row's own.
 const CANONICAL: usize = 5;
-
-/// What became of one foreign row.
-enum Placed {
-    Stored,
-    Conflict,
-    Quarantined,
-}
 
 impl<B: Backend> EventStore for SqlStorage<B> {
     async fn read(&self, wanted: &Wanted) -> Result<Page, StorageError> {
@@ -39,34 +32,7 @@ impl<B: Backend> EventStore for SqlStorage<B> {
     }
 
     async fn apply(&self, foreign: &Foreign) -> Result<Applied, StorageError> {
-        if foreign.origin == self.0.options.origin {
-            return Err(StorageError {
-                kind: Kind::Reject,
-                code: "own origin".to_owned(),
-                text: format!("rows of {} are written by this node alone", foreign.origin),
-                channel: Some(foreign.channel.clone()),
-            });
-        }
-        let ready = self.0.ready().await?;
-        let mut session = self.0.backend.begin().await.map_err(|e| self.0.judge(e, None))?;
-        let applied = async {
-            self.0.guard(&mut session, &ready, false).await?;
-            self.0.place_all(&mut session, foreign).await
-        };
-        match applied.await {
-            Ok(applied) if applied.stale => {
-                session.rollback().await;
-                Ok(applied)
-            }
-            Ok(applied) => {
-                session.commit().await.map_err(|e| self.0.judge(e, None))?;
-                Ok(applied)
-            }
-            Err(e) => {
-                session.rollback().await;
-                Err(self.0.judge(e, None))
-            }
-        }
+        self.0.take_page(foreign).await
     }
 
     async fn cursor(
@@ -82,10 +48,6 @@ impl<B: Backend> EventStore for SqlStorage<B> {
         let rows = rows.map_err(|e| self.0.judge(e, None))?;
         Ok(rows.into_iter().flatten().flatten().next().and_then(|seq| seq.parse().ok()).map(Seq))
     }
-}
-
-fn name<'a>(name: &'a ChannelName) -> Param<'a> {
-    Param::Text(name.as_str().into())
 }
 
 impl<B: Backend> Inner<B> {
@@ -174,142 +136,10 @@ impl<B: Backend> Inner<B> {
             text: format!("a row of table {} cannot be read: was it written by hand?", table.name),
         })
     }
-
-    async fn place_all(
-        &self,
-        session: &mut B::Session,
-        foreign: &Foreign,
-    ) -> Result<Applied, SqlError> {
-        let mut applied = Applied::default();
-        if !self.move_cursor(session, foreign).await? {
-            applied.stale = true;
-            return Ok(applied);
-        }
-        for row in &foreign.rows {
-            match self.place(session, foreign, row).await? {
-                Placed::Stored => applied.stored += 1,
-                Placed::Conflict => applied.conflicts += 1,
-                Placed::Quarantined => applied.quarantined += 1,
-            }
-        }
-        Ok(applied)
-    }
-
-    /// First, so that two that apply the same page meet here.
-    async fn move_cursor(
-        &self,
-        session: &mut B::Session,
-        foreign: &Foreign,
-    ) -> Result<bool, SqlError> {
-        let dialect = self.backend.dialect();
-        let now = Param::Text(timestamptz(self.options.clock.wall()).into());
-        let (origin, channel) = (name(&foreign.origin), name(&foreign.channel));
-        let changed = match foreign.expect {
-            None => {
-                let params = [origin, channel, seq_param(foreign.to), now];
-                session.execute(&dialect.progress_first(), &params).await?
-            }
-            Some(expect) => {
-                let params = [seq_param(foreign.to), now, origin, channel, seq_param(expect)];
-                session.execute(&dialect.progress_advance(), &params).await?
-            }
-        };
-        Ok(changed == 1)
-    }
-
-    async fn place(
-        &self,
-        session: &mut B::Session,
-        foreign: &Foreign,
-        stored: &StoredRow,
-    ) -> Result<Placed, SqlError> {
-        let at = timestamptz(stored.received_at);
-        let head = Head {
-            origin: foreign.origin.as_str(),
-            seq: stored.seq,
-            node: &stored.node_name,
-            channel: foreign.channel.as_str(),
-            received_at: &at,
-        };
-        let raw = || vec![Some(Value::Json((&stored.payload[..]).into()))];
-        let channel = self.options.registry.get(foreign.channel.as_str());
-        let mut parts: Vec<(Arc<Table>, Record<'_>)> = Vec::new();
-        match channel.and_then(|c| Some((c, c.schema()?))) {
-            None => parts.push((self.targets.raw.clone(), Record { head, values: raw() })),
-            Some((channel, schema)) => {
-                match row(schema, &stored.payload, OnUnknown::Drop) {
-                    Ok(values) => {
-                        if let Some(table) = self.targets.structured.get(&foreign.channel) {
-                            parts.push((table.clone(), Record { head, values }));
-                        }
-                    }
-                    Err(e) => {
-                        return self.quarantine(session, foreign, stored, &e.to_string()).await;
-                    }
-                }
-                if channel.store_raw {
-                    parts.push((self.targets.raw.clone(), Record { head, values: raw() }));
-                }
-            }
-        }
-        for (table, record) in &parts {
-            let sql = self.backend.dialect().insert_missing(table, 1);
-            let stored_now = session.rows(&sql, &self.backend.params(record)).await?;
-            if stored_now.is_empty() && !self.stands_equal(session, table, record).await? {
-                return self.conflict(session, foreign, stored).await;
-            }
-        }
-        Ok(Placed::Stored)
-    }
-
-    async fn conflict(
-        &self,
-        session: &mut B::Session,
-        foreign: &Foreign,
-        stored: &StoredRow,
-    ) -> Result<Placed, SqlError> {
-        let now = timestamptz(self.options.clock.wall());
-        let params = [
-            name(&foreign.origin),
-            seq_param(stored.seq),
-            name(&foreign.channel),
-            Param::Text(stored.node_name.as_str().into()),
-            Param::Text(timestamptz(stored.received_at).into()),
-            Param::Blob((&stored.payload[..]).into()),
-            Param::Text(now.into()),
-        ];
-        session.rows(&self.backend.dialect().conflict_insert(), &params).await?;
-        tracing::error!(
-            origin = %foreign.origin, seq = %stored.seq, channel = %foreign.channel,
-            "event {} of {} came with other content than stands here: it is kept in replicon_conflicts",
-            stored.seq, foreign.origin
-        );
-        Ok(Placed::Conflict)
-    }
-
-    async fn quarantine(
-        &self,
-        session: &mut B::Session,
-        foreign: &Foreign,
-        stored: &StoredRow,
-        reason: &str,
-    ) -> Result<Placed, SqlError> {
-        let now = timestamptz(self.options.clock.wall());
-        let params = [
-            name(&foreign.origin),
-            seq_param(stored.seq),
-            name(&foreign.channel),
-            Param::Blob(to_wire(stored).into()),
-            Param::Text(reason.into()),
-            Param::Text(now.into()),
-        ];
-        session.rows(&self.backend.dialect().quarantine_insert(), &params).await?;
-        Ok(Placed::Quarantined)
-    }
 }
 
 /// `node_name`, a line feed, `received_at` in microseconds, a line feed, the payload as it came.
-fn to_wire(row: &StoredRow) -> Vec<u8> {
+pub(super) fn to_wire(row: &StoredRow) -> Vec<u8> {
     let mut out = format!("{}\n{}\n", row.node_name, row.received_at.0).into_bytes();
     out.extend_from_slice(&row.payload);
     out

@@ -1,0 +1,324 @@
+//! Foreign rows, a page at a time, together with the cursor that moves past them.
+//!
+//! The fast road takes a page whole. Where the tables do not, the careful one tells row from row: what
+//! stands there is compared, what is refused goes into the quarantine, the rest is stored; all of it
+//! in one transaction with the cursor. Does not know peers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::contact::Ready;
+use super::dialect::Class;
+use super::session::{Backend, Param, Record, Session, SqlError};
+use super::table::{Table, replication_progress, replicon_conflicts, replicon_quarantine};
+use super::value::{Head, Value, row, timestamptz};
+use super::{Inner, MEETINGS, seq_of, seq_param};
+use crate::channel::schema::OnUnknown;
+use crate::event::{ChannelName, Seq};
+use crate::storage::event_store::{Applied, Foreign, StoredRow};
+use crate::storage::{Kind, StorageError};
+
+/// Undone alone, where a table refuses a row of it.
+const SAVEPOINT: &str = "SAVEPOINT part";
+const UNDO: &str = "ROLLBACK TO SAVEPOINT part";
+const FORGET: &str = "RELEASE SAVEPOINT part";
+
+/// Why a row does not stand in its tables.
+enum Aside {
+    Conflict,
+    Quarantine(String),
+}
+
+/// The rows of a page by table, and what no row can be made of.
+struct Plan<'a> {
+    parts: Vec<(Arc<Table>, Vec<Record<'a>>)>,
+    aside: BTreeMap<Seq, Aside>,
+}
+
+impl<B: Backend> Inner<B> {
+    pub(super) async fn take_page(
+        self: &Arc<Self>,
+        foreign: &Foreign,
+    ) -> Result<Applied, StorageError> {
+        if foreign.origin == self.options.origin {
+            return Err(StorageError {
+                kind: Kind::Reject,
+                code: "own origin".to_owned(),
+                text: format!("rows of {} are written by this node alone", foreign.origin),
+                channel: Some(foreign.channel.clone()),
+            });
+        }
+        let ready = self.ready().await?;
+        let moments: Vec<String> =
+            foreign.rows.iter().map(|row| timestamptz(row.received_at)).collect();
+        let mut plan = self.plan_of(foreign, &moments);
+        let mut careful = false;
+        let mut meetings = 0;
+        loop {
+            let known = plan.aside.len();
+            let e = match self.take_once(&ready, foreign, &mut plan, careful).await {
+                Ok(Some(applied)) => return Ok(applied),
+                // a table refused what another had taken: again, without those rows
+                Ok(None) if plan.aside.len() > known => continue,
+                Ok(None) => StorageError::retry("apply", "the page was not taken whole"),
+                Err(e) if !careful && matches!(e.class, Class::AlreadyThere | Class::Reject) => {
+                    careful = true;
+                    continue;
+                }
+                Err(e) if e.class == Class::RetryAtOnce && meetings < MEETINGS => {
+                    meetings += 1;
+                    continue;
+                }
+                Err(e) => self.judge_page(e, &foreign.channel),
+            };
+            return Err(e);
+        }
+    }
+
+    /// What fails there is no outage where it names the data or the table: the channel stops.
+    fn judge_page(&self, e: SqlError, channel: &ChannelName) -> StorageError {
+        let of_channel = matches!(e.class, Class::Fatal | Class::Reject | Class::AlreadyThere);
+        let mut judged = self.judge(e, None);
+        if of_channel {
+            judged.kind = Kind::Fatal;
+            judged.channel = Some(channel.clone());
+        }
+        judged
+    }
+
+    fn plan_of<'a>(&self, foreign: &'a Foreign, moments: &'a [String]) -> Plan<'a> {
+        let channel = self.options.registry.get(foreign.channel.as_str());
+        let schema = channel.and_then(|channel| channel.schema());
+        let with_raw = schema.is_none() || channel.is_some_and(|channel| channel.store_raw);
+        let mut structured = Vec::new();
+        let mut raw = Vec::new();
+        let mut aside = BTreeMap::new();
+        for (stored, at) in foreign.rows.iter().zip(moments) {
+            let head = || Head {
+                origin: foreign.origin.as_str(),
+                seq: stored.seq,
+                node: &stored.node_name,
+                channel: foreign.channel.as_str(),
+                received_at: at,
+            };
+            if let Some(schema) = schema {
+                match row(schema, &stored.payload, OnUnknown::Drop) {
+                    Ok(values) => structured.push(Record { head: head(), values }),
+                    Err(e) => {
+                        aside.insert(stored.seq, Aside::Quarantine(e.to_string()));
+                        continue;
+                    }
+                }
+            }
+            if with_raw {
+                let values = vec![Some(Value::Json((&stored.payload[..]).into()))];
+                raw.push(Record { head: head(), values });
+            }
+        }
+        let table = self.targets.structured.get(&foreign.channel).cloned();
+        let parts = [(table, structured), (Some(self.targets.raw.clone()), raw)];
+        let parts = parts.into_iter().filter_map(|(table, rows)| Some((table?, rows)));
+        Plan { parts: parts.filter(|(_, rows)| !rows.is_empty()).collect(), aside }
+    }
+
+    /// One transaction; nothing where it is to be begun again.
+    async fn take_once(
+        &self,
+        ready: &Ready,
+        foreign: &Foreign,
+        plan: &mut Plan<'_>,
+        careful: bool,
+    ) -> Result<Option<Applied>, SqlError> {
+        let mut session = self.backend.begin().await?;
+        let taken = async {
+            self.guard(&mut session, ready, false).await?;
+            if !self.move_cursor(&mut session, foreign).await? {
+                return Ok(Some(Applied { stale: true, ..Applied::default() }));
+            }
+            if !self.store_page(&mut session, plan, careful).await? {
+                return Ok(None);
+            }
+            self.set_aside(&mut session, foreign, plan).await.map(Some)
+        };
+        match taken.await {
+            Ok(Some(applied)) if !applied.stale => {
+                session.commit().await?;
+                Ok(Some(applied))
+            }
+            other => {
+                session.rollback().await;
+                other
+            }
+        }
+    }
+
+    /// First, so that two that apply the same page meet here.
+    async fn move_cursor(
+        &self,
+        session: &mut B::Session,
+        foreign: &Foreign,
+    ) -> Result<bool, SqlError> {
+        let dialect = self.backend.dialect();
+        let now = Param::Text(timestamptz(self.options.clock.wall()).into());
+        let (origin, channel) = (name(&foreign.origin), name(&foreign.channel));
+        let Some(expect) = foreign.expect else {
+            let params = [origin, channel, seq_param(foreign.to), now];
+            let identity = params.get(..2).unwrap_or_default();
+            if !session.rows(&dialect.progress_read(), identity).await?.is_empty() {
+                return Ok(false);
+            }
+            let sql = dialect.insert(&replication_progress(), 1);
+            return match session.execute(&sql, &params).await {
+                // another one was quicker
+                Err(e) if e.class == Class::AlreadyThere => Ok(false),
+                first => Ok(first? == 1),
+            };
+        };
+        let params = [seq_param(foreign.to), now, origin, channel, seq_param(expect)];
+        Ok(session.execute(&dialect.progress_advance(), &params).await? == 1)
+    }
+
+    /// Whether the tables took all rows but those that are set aside.
+    async fn store_page(
+        &self,
+        session: &mut B::Session,
+        plan: &mut Plan<'_>,
+        careful: bool,
+    ) -> Result<bool, SqlError> {
+        let Plan { parts, aside } = plan;
+        for (at, (table, rows)) in parts.iter().enumerate() {
+            let rows = rows.iter().filter(|row| !aside.contains_key(&seq_of(row)));
+            let rows: Vec<&Record<'_>> = rows.collect();
+            if !careful {
+                session.store(table, &rows).await?;
+                continue;
+            }
+            let standing = self.standing(session, table, &rows).await?;
+            let known = aside.len();
+            let others = standing.iter().filter(|(_, same)| !**same);
+            aside.extend(others.map(|(seq, _)| (*seq, Aside::Conflict)));
+            let missing = rows.into_iter().filter(|row| !standing.contains_key(&seq_of(row)));
+            let missing: Vec<&Record<'_>> = missing.collect();
+            store_halving(session, table, &missing, aside).await?;
+            if at > 0 && aside.len() > known {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Records what does not stand in its tables, each once.
+    async fn set_aside(
+        &self,
+        session: &mut B::Session,
+        foreign: &Foreign,
+        plan: &Plan<'_>,
+    ) -> Result<Applied, SqlError> {
+        let mut applied = Applied::default();
+        for stored in &foreign.rows {
+            match plan.aside.get(&stored.seq) {
+                None => applied.stored += 1,
+                Some(Aside::Conflict) => {
+                    self.record_conflict(session, foreign, stored).await?;
+                    applied.conflicts += 1;
+                }
+                Some(Aside::Quarantine(reason)) => {
+                    self.quarantine(session, foreign, stored, reason).await?;
+                    applied.quarantined += 1;
+                }
+            }
+        }
+        Ok(applied)
+    }
+
+    async fn record_conflict(
+        &self,
+        session: &mut B::Session,
+        foreign: &Foreign,
+        stored: &StoredRow,
+    ) -> Result<(), SqlError> {
+        tracing::error!(
+            origin = %foreign.origin, seq = %stored.seq, channel = %foreign.channel,
+            "event {} of {} came with other content than stands here: it is kept in replicon_conflicts",
+            stored.seq, foreign.origin
+        );
+        let params = vec![
+            name(&foreign.origin),
+            seq_param(stored.seq),
+            name(&foreign.channel),
+            Param::Text(stored.node_name.as_str().into()),
+            Param::Text(timestamptz(stored.received_at).into()),
+            Param::Blob((&stored.payload[..]).into()),
+            Param::Text(timestamptz(self.options.clock.wall()).into()),
+        ];
+        self.insert_once(session, &replicon_conflicts(), &params).await
+    }
+
+    async fn quarantine(
+        &self,
+        session: &mut B::Session,
+        foreign: &Foreign,
+        stored: &StoredRow,
+        reason: &str,
+    ) -> Result<(), SqlError> {
+        let params = vec![
+            name(&foreign.origin),
+            seq_param(stored.seq),
+            name(&foreign.channel),
+            Param::Blob(super::store::to_wire(stored).into()),
+            Param::Text(reason.into()),
+            Param::Text(timestamptz(self.options.clock.wall()).into()),
+        ];
+        self.insert_once(session, &replicon_quarantine(), &params).await
+    }
+
+    /// A row of one of our own tables, whose first parameters are its identity.
+    async fn insert_once(
+        &self,
+        session: &mut B::Session,
+        table: &Table,
+        params: &[Param<'_>],
+    ) -> Result<(), SqlError> {
+        let dialect = self.backend.dialect();
+        let identity = params.get(..2).unwrap_or_default();
+        if session.rows(&dialect.stands(table), identity).await?.is_empty() {
+            session.execute(&dialect.insert(table, 1), params).await?;
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn name<'a>(name: &'a ChannelName) -> Param<'a> {
+    Param::Text(name.as_str().into())
+}
+
+/// Stores what the table takes; halves what it refuses, down to the rows that are to blame.
+async fn store_halving<S: Session>(
+    session: &mut S,
+    table: &Table,
+    rows: &[&Record<'_>],
+    aside: &mut BTreeMap<Seq, Aside>,
+) -> Result<(), SqlError> {
+    let mut open = vec![rows];
+    while let Some(rows) = open.pop() {
+        if rows.is_empty() {
+            continue;
+        }
+        session.execute(SAVEPOINT, &[]).await?;
+        match session.store(table, rows).await {
+            Ok(()) => {}
+            Err(e) if matches!(e.class, Class::Reject | Class::AlreadyThere) => {
+                session.execute(UNDO, &[]).await?;
+                if let [row] = rows {
+                    aside.insert(seq_of(row), Aside::Quarantine(e.to_string()));
+                } else {
+                    let (left, right) = rows.split_at(rows.len() / 2);
+                    open.extend([right, left]);
+                }
+            }
+            Err(e) => return Err(e),
+        }
+        session.execute(FORGET, &[]).await?;
+    }
+    Ok(())
+}
