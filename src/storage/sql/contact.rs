@@ -146,7 +146,9 @@ impl<B: Backend> Inner<B> {
         let columns = self.columns_of(&mut session, &table.name).await?;
         let mut difference = Difference::default();
         if columns.is_empty() {
-            for statement in dialect.create_table(table) {
+            // of an empty table the index is there at once
+            let reading = reading_index(table).map(|index| dialect.create_index(table, &index));
+            for statement in dialect.create_table(table).into_iter().chain(reading) {
                 session.execute(&statement, &[]).await?;
             }
         } else {

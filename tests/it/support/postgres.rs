@@ -5,19 +5,17 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Write};
-use std::net::TcpListener;
-use std::os::unix::fs::{MetadataExt, chown};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
 
 use tempfile::TempDir;
 
+use super::server::{
+    IN_TIME, Owner, children_of, free_port, is_gone, places, run, signal, stands_still, start,
+    wait_for_all,
+};
 use super::wait_until;
 
 /// The role that nodes log in as; it owns every database that is made here.
@@ -25,7 +23,6 @@ pub const ROLE: &str = "replicon";
 /// Its password, as the documentation has it. Asked for over TCP only.
 pub const PASSWORD: &str = "replicon-secret";
 const ADMIN: &str = "postgres";
-const IN_TIME: Duration = Duration::from_secs(60);
 
 /// What every server runs with. Its time zone and its way to write dates are such as nobody may rely
 /// on.
@@ -37,50 +34,31 @@ const SETTINGS: [&str; 5] = [
     "datestyle=SQL,DMY",
 ];
 
-/// Where the server's programs are, and who runs them: they refuse to run as root.
+/// Where the server's programs are, and who runs them.
 struct Installed {
     bin: PathBuf,
-    owner: Option<(u32, u32)>,
+    owner: Owner,
 }
 
 impl Installed {
     fn get() -> &'static Self {
         static FOUND: OnceLock<Installed> = OnceLock::new();
-        FOUND.get_or_init(|| Self { bin: find_programs(), owner: find_owner() })
-    }
-
-    /// A temporary directory that the server's user may use.
-    fn directory(&self) -> TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        if let Some((uid, gid)) = self.owner {
-            chown(dir.path(), Some(uid), Some(gid)).unwrap();
-        }
-        dir
-    }
-
-    /// A program as that user, in a directory of that user.
-    fn command(&self, program: impl AsRef<OsStr>, dir: &Path) -> Command {
-        let mut command = Command::new(program);
-        command.current_dir(dir).env_clear().env("LC_ALL", "C").stdin(Stdio::null());
-        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        if let Some((uid, gid)) = self.owner {
-            command.uid(uid).gid(gid);
-        }
-        command
+        FOUND.get_or_init(|| Self {
+            bin: find_programs(),
+            owner: Owner::of(&["postgres", "nobody"]),
+        })
     }
 }
 
 fn find_programs() -> PathBuf {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut places: Vec<PathBuf> = std::env::split_paths(&path).collect();
     // Debian keeps the versions beside each other, outside of PATH
     let entries = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let version = |name: &OsStr| name.to_str()?.parse::<u32>().ok();
     let mut versions: Vec<(u32, PathBuf)> =
         entries.filter_map(|e| Some((version(&e.file_name())?, e.path().join("bin")))).collect();
     versions.sort_unstable();
-    places.extend(versions.into_iter().rev().map(|(_, bin)| bin));
-    places.push("/usr/local/bin".into());
+    let packaged = versions.into_iter().rev().map(|(_, bin)| bin);
+    let places = places(packaged.chain(["/usr/local/bin".into()]));
     let holds_all = |dir: &PathBuf| ["postgres", "initdb"].iter().all(|p| dir.join(p).is_file());
     places.into_iter().find(holds_all).unwrap_or_else(|| {
         panic!(
@@ -90,124 +68,23 @@ fn find_programs() -> PathBuf {
     })
 }
 
-/// Where we are root: the first of these users that there is.
-fn find_owner() -> Option<(u32, u32)> {
-    if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
-        return None;
-    }
-    let users = std::fs::read_to_string("/etc/passwd").unwrap();
-    let ids = |name: &str| {
-        let line = users.lines().find(|line| line.split(':').next() == Some(name))?;
-        let mut ids = line.split(':').skip(2).map(|id| id.parse::<u32>().ok());
-        Some((ids.next()??, ids.next()??))
-    };
-    let found = ["postgres", "nobody"].into_iter().find_map(ids);
-    assert!(found.is_some(), "PostgreSQL refuses to run as root, and no user postgres is there");
-    found
-}
-
-/// Runs a program to its end; what it printed, or what it said.
-fn run(mut command: Command, input: &[u8]) -> Result<Vec<u8>, String> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command
-        .spawn()
-        .map_err(|e| format!("{name}: {e}; tests/run installs what the suite needs"))?;
-    // whoever ends before all of it is read says why
-    let _ = child.stdin.take().unwrap().write_all(input);
-    let output = child.wait_with_output().unwrap();
-    if output.status.success() {
-        return Ok(output.stdout);
-    }
-    Err(format!("{name}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim()))
-}
-
 /// A fresh cluster as an archive, made once: `initdb` takes longer than all that follows it.
 fn template() -> &'static [u8] {
     static TEMPLATE: OnceLock<Vec<u8>> = OnceLock::new();
     TEMPLATE.get_or_init(|| {
-        let installed = Installed::get();
-        let dir = installed.directory();
-        let mut initdb = installed.command(installed.bin.join("initdb"), dir.path());
+        let Installed { bin, owner } = Installed::get();
+        let dir = owner.directory();
+        let mut initdb = owner.command(bin.join("initdb"), dir.path());
         initdb.args(["-D", "data", "-U", ADMIN, "-E", "UTF8", "--no-locale", "--no-sync"]);
         initdb.args(["--wal-segsize=1", "--auth-local=trust", "--auth-host=scram-sha-256"]);
-        let mut single = installed.command(installed.bin.join("postgres"), dir.path());
+        let mut single = owner.command(bin.join("postgres"), dir.path());
         single.args(["--single", "-D", "data", "-c", "password_encryption=scram-sha-256", ADMIN]);
         let role = format!("CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}'\n");
-        let mut pack = installed.command("tar", dir.path());
+        let mut pack = owner.command("tar", dir.path());
         pack.args(["-cf", "-", "data"]);
         let made = run(initdb, b"").and_then(|_| run(single, role.as_bytes()));
         made.and_then(|_| run(pack, b"")).unwrap_or_else(|e| panic!("{e}"))
     })
-}
-
-/// Starts a child from a thread that never ends: the kernel ends a server with the thread that
-/// started it, and a test may have several.
-fn spawn(command: Command) -> io::Result<Child> {
-    type Order = (Command, SyncSender<io::Result<Child>>);
-    static STARTER: OnceLock<SyncSender<Order>> = OnceLock::new();
-    let starter = STARTER.get_or_init(|| {
-        let (starter, orders) = sync_channel::<Order>(1);
-        std::thread::spawn(move || {
-            for (mut command, done) in orders {
-                let _ = done.send(command.spawn());
-            }
-        });
-        starter
-    });
-    let (done, child) = sync_channel(1);
-    starter.send((command, done)).unwrap();
-    child.recv().unwrap()
-}
-
-/// A port below those that the kernel gives to clients, so that it is still free at a restart.
-fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = u16::try_from(std::process::id() % 9_000).unwrap();
-    loop {
-        let port = 20_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-}
-
-/// The state of a process, and its parent.
-fn process(pid: u32) -> Option<(char, u32)> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat[stat.rfind(')')? + 1..].split_whitespace();
-    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
-}
-
-fn stands_still(pid: u32) -> bool {
-    matches!(process(pid), None | Some(('T' | 'Z', _)))
-}
-
-/// Whether nothing of it runs any more; nobody may have asked how it ended.
-fn is_gone(pid: u32) -> bool {
-    matches!(process(pid), None | Some(('Z' | 'X', _)))
-}
-
-fn children_of(parent: u32) -> Vec<u32> {
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|pid| process(*pid).is_some_and(|(_, of)| of == parent)).collect()
-}
-
-/// Sends a signal; who is gone already needs none.
-fn signal(name: &str, pids: &[u32]) {
-    if !pids.is_empty() {
-        let mut kill = Command::new("kill");
-        kill.args(["-s", name]).args(pids.iter().map(u32::to_string));
-        let _ = kill.stderr(Stdio::null()).status();
-    }
-}
-
-fn wait_for_all(what: &str, pids: &[u32], are: fn(u32) -> bool) {
-    wait_until(IN_TIME, what, || {
-        let not: Vec<&u32> = pids.iter().filter(|pid| !are(**pid)).collect();
-        if not.is_empty() { Ok(()) } else { Err(format!("not yet {not:?}")) }
-    });
 }
 
 fn psql(dsn: &str) -> Command {
@@ -243,9 +120,9 @@ impl Postgres {
     }
 
     fn begin(tcp: Option<u16>) -> Self {
-        let installed = Installed::get();
-        let dir = installed.directory();
-        let mut unpack = installed.command("tar", dir.path());
+        let owner = Installed::get().owner;
+        let dir = owner.directory();
+        let mut unpack = owner.command("tar", dir.path());
         unpack.args(["-xf", "-"]);
         run(unpack, template()).unwrap_or_else(|e| panic!("{e}"));
         let mut server = Self { postmaster: None, tcp, dir };
@@ -256,11 +133,10 @@ impl Postgres {
     /// Starts it again on its data, after [`Postgres::kill`] or [`Postgres::stop_orderly`].
     pub fn restart(&mut self) {
         assert!(!self.runs(), "it runs");
-        let (installed, dir) = (Installed::get(), self.dir.path());
+        let (Installed { bin, owner }, dir) = (Installed::get(), self.dir.path());
         let log = File::options().create(true).append(true).open(dir.join("log")).unwrap();
-        let mut command = installed.command("setpriv", dir);
-        command.args(["--pdeathsig", "KILL", "--"]).arg(installed.bin.join("postgres"));
-        command.arg("-D").arg(dir.join("data")).arg("-k").arg(dir);
+        let mut command = owner.guarded(dir);
+        command.arg(bin.join("postgres")).arg("-D").arg(dir.join("data")).arg("-k").arg(dir);
         let address = if self.tcp.is_some() { "127.0.0.1" } else { "" };
         command.args(["-p", &self.port().to_string()]);
         command.args(["-c", &format!("listen_addresses={address}")]);
@@ -268,10 +144,7 @@ impl Postgres {
             command.args(["-c", setting]);
         }
         command.stdout(log.try_clone().unwrap()).stderr(log);
-        let started = spawn(command);
-        let started =
-            started.unwrap_or_else(|e| panic!("setpriv: {e}: apt-get install util-linux"));
-        self.postmaster = Some(started);
+        self.postmaster = Some(start(command));
         self.wait_ready();
     }
 
