@@ -5,6 +5,7 @@
 pub mod client;
 pub mod ledger;
 pub mod postgres;
+pub mod server;
 pub mod sim;
 pub mod sqlite;
 
