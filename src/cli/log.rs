@@ -169,7 +169,7 @@ fn explain(out: &mut Out, look: &LogLook) {
     unreadable(out, look);
     out.line("");
     out.line(NO_WAY_BACK);
-    if look.lost().any(|d| d.standing == Standing::Found && !d.is_of_letters()) {
+    if look.lost().any(|d| d.standing == Standing::Found) {
         out.line("What was found just now, the node reports when it reads there.");
     }
     if look.lost().any(|d| d.standing == Standing::Reported) {

@@ -234,5 +234,16 @@ async fn dead_letters_are_counted_and_their_damage_is_found() {
         let gone: u64 = look.lost().map(|d| d.damage.events).sum();
         assert_eq!(look.dead_letters.dead + gone, 5, "at {at}: {look:?}");
         assert!(gone == 0 || lost(&look)[0].contains(" dead letter in segment "), "{look:?}");
+        // a start says so too, is red until somebody has acknowledged it, and clears away then
+        let queue = open(options(&damaged));
+        assert_eq!(queue.stats().damage.len(), look.lost().count(), "at {at}: {look:?}");
+        assert!(look.is_whole() || queue.clear_dead().is_err(), "at {at}");
+        queue.acknowledge_damage().unwrap();
+        assert!(queue.stats().damage.is_empty());
+        queue.clear_dead().unwrap();
+        drop(queue);
+        let after = check(&damaged);
+        assert!(after.is_whole(), "at {at}: {after:?}");
+        assert_eq!(after.dead_letters.dead + gone, 5, "at {at}: {after:?}");
     }
 }

@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use letters::{DeadLetter, DeadState, Filter, read_all};
-use letters::{Item, Segment, each_item, segments};
+pub use letters::{DeadLetter, DeadState, Filter, damage_of, read_all};
+use letters::{Held, Item, Segment, Segments, each_item, missing, scan_last, segments};
 
 use super::log::{Frame, Index, Log, LogOptions};
 use super::record::{Body, Names};
-use super::recovery;
+use super::recovery::Damage;
 use super::segment::{ChannelLoads, path_of};
 use crate::event::{Event, Seq};
 use crate::fsx::parent;
@@ -56,6 +56,8 @@ pub struct DeadLetters {
     redriving: AtomicBool,
     base: PathBuf,
     max_bytes: u64,
+    /// What a start found damaged.
+    damage: Vec<Damage>,
 }
 
 /// What the disk said, as the reason why a letter is not kept.
@@ -69,25 +71,26 @@ impl DeadLetters {
     /// # Errors
     /// What the disk says.
     pub fn open(options: LogOptions, max_bytes: u64) -> io::Result<Self> {
-        let (segments, highest) = segments(&*options.disk, &options.base)?;
+        let segments = segments(&*options.disk, &options.base)?;
         let mut entries = BTreeMap::new();
         let mut names = Names::default();
-        for segment in &segments {
-            read_segment(segment, &mut names, &mut entries)?;
+        let mut held = Vec::new();
+        for segment in &segments.readable {
+            held.push(read_segment(segment, &mut names, &mut entries)?);
         }
-        let bytes = segments.iter().map(|s| s.end - s.start).sum();
+        let bytes = segments.readable.iter().map(|s| s.end - s.start).sum();
         // only the last one can hold what was not known to be synced
-        let tail = segments.last().map(|s| {
-            recovery::scan(s.file.clone(), &s.header, s.start, s.end).map(|found| (s.begun, found))
-        });
-        let (previous, carried, totals, last) = match tail.transpose()? {
+        let found = scan_last(&segments)?;
+        let damage = missing(&segments, &held, found.as_ref());
+        let name = segments.readable.last().map_or(0, |s| s.begun);
+        let (previous, carried, totals, last) = match found {
             None => (None, Vec::new(), ChannelLoads::new(), Seq(0)),
-            Some((name, found)) => {
+            Some(found) => {
                 (Some((name, found.synced_end)), found.carried, found.totals, found.last)
             }
         };
         // above every name there is: a segment that cannot be read is not overwritten either
-        let free = Seq(highest + 1);
+        let free = Seq(segments.highest + 1);
         let mut log = Log::new(options.clone(), Arc::new(Index::default()), previous, totals, last);
         if !carried.is_empty() {
             // found behind the last witness: made durable now, or on a full disk by the next letter
@@ -103,6 +106,7 @@ impl DeadLetters {
             inner: Mutex::new(Inner { options, log, free, bytes, settled }),
             entries: Mutex::new(entries),
             max_bytes,
+            damage,
         };
         letters.note_redriving();
         Ok(letters)
@@ -114,6 +118,12 @@ impl DeadLetters {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a start found damaged.
+    #[must_use]
+    pub fn damage(&self) -> &[Damage] {
+        &self.damage
     }
 
     /// The path of its segments, without the digits.
@@ -233,20 +243,22 @@ impl DeadLetters {
     }
 
     /// Clears settled letters away. Of those whose event can still be redelivered, which are the seqs
-    /// above `gone`, the state is kept: it would be stored after all.
+    /// above `gone`, the state is kept: it would be stored after all. What is damaged goes too, once
+    /// somebody has `acknowledged` it; before that nothing is cleared away.
     ///
     /// # Errors
     /// What the disk says; then everything is as it was, but for a segment that repeats some of it.
-    pub fn purge(&self, gone: Seq) -> io::Result<()> {
+    pub fn purge(&self, gone: Seq, acknowledged: bool) -> io::Result<()> {
         let mut inner = self.lock();
         let options = inner.options.clone();
-        let (old, highest) = segments(&*options.disk, &options.base)?;
+        let Segments { readable: old, unreadable, highest } =
+            segments(&*options.disk, &options.base)?;
         inner.free = inner.free.max(Seq(highest + 1));
         let free = inner.free;
         inner.log.start_over(free)?;
         let before = inner.bytes;
         inner.bytes = 0;
-        let kept = self.copy_kept(&mut inner, &old, gone);
+        let kept = self.copy_kept(&mut inner, &old, gone, acknowledged);
         if let Err(e) = kept {
             inner.bytes += before;
             return Err(e);
@@ -259,14 +271,21 @@ impl DeadLetters {
         }
         self.count.store(entries.len(), Ordering::Release);
         drop(entries);
-        for segment in &old {
-            options.disk.remove(&path_of(&options.base, segment.begun))?;
+        let unreadable = unreadable.into_iter().filter(|_| acknowledged);
+        for begun in old.iter().map(|segment| segment.begun).chain(unreadable) {
+            options.disk.remove(&path_of(&options.base, begun))?;
         }
         options.disk.sync_dir(parent(&options.base))
     }
 
     /// Copies what is still needed of `old` behind what stands in the new segment, and syncs it.
-    fn copy_kept(&self, inner: &mut Inner, old: &[Segment], gone: Seq) -> io::Result<()> {
+    fn copy_kept(
+        &self,
+        inner: &mut Inner,
+        old: &[Segment],
+        gone: Seq,
+        acknowledged: bool,
+    ) -> io::Result<()> {
         let entries = self.entries().clone();
         let mut names = Names::default();
         for segment in old {
@@ -281,8 +300,9 @@ impl DeadLetters {
                     _ => Ok(()),
                 },
                 Item::Mark(..) => Ok(()),
-                Item::Hole(..) => Err(io::Error::other(
-                    "the dead-letter log is damaged: what is settled in it is not cleared away",
+                Item::Hole if acknowledged => Ok(()),
+                Item::Hole => Err(io::Error::other(
+                    "the dead-letter log is damaged: nothing is cleared away before `replicon log repair --acknowledge`",
                 )),
             })?;
         }
@@ -341,8 +361,7 @@ fn read_segment(
     segment: &Segment,
     names: &mut Names,
     entries: &mut BTreeMap<Seq, Entry>,
-) -> io::Result<()> {
-    let name = segment.begun;
+) -> io::Result<Held> {
     each_item(segment, names, &mut |item| {
         match item {
             Item::Letter(head, ..) => {
@@ -353,10 +372,8 @@ fn read_segment(
             Item::Mark(seq, state) => {
                 entries.entry(seq).or_insert(Entry { state, size: 0 }).state = state;
             }
-            Item::Hole(from, to) => tracing::error!(
-                segment = name,
-                "dead-letter segment {name:020} is damaged between bytes {from} and {to}"
-            ),
+            // counted, and reported with what it hid
+            Item::Hole => {}
         }
         Ok(())
     })

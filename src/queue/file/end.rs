@@ -85,7 +85,8 @@ pub(super) fn compare_with_witness(
     let hidden = end.totals.entry(None).or_default();
     *hidden = hidden.plus(Load { events: missing, bytes: 0 });
     let segment = end.previous.map_or(0, |(begun, _)| begun);
-    let damage = Damage { segment, from: end.reached.0 + 1, to: seq, events: missing };
+    let damage =
+        Damage { segment, from: end.reached.0 + 1, to: seq, events: missing, letters: false };
     end.last = end.last.max(Seq(seq));
     Some(damage)
 }

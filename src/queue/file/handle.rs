@@ -189,10 +189,21 @@ impl Shared {
         }
     }
 
+    /// Clears settled dead letters away.
+    pub(super) fn purge_settled(&self) -> std::io::Result<()> {
+        self.dead.purge(self.gone_below(), self.letters_whole())
+    }
+
+    /// Whether no dead letters are damaged that nobody has acknowledged.
+    fn letters_whole(&self) -> bool {
+        !lock(&self.damage).iter().any(|damage| damage.letters)
+    }
+
     /// Clears settled dead letters away where they take up too much.
     fn purge_dead(&self) {
-        if self.dead.wants_purge()
-            && let Err(e) = self.dead.purge(self.gone_below())
+        if self.letters_whole()
+            && self.dead.wants_purge()
+            && let Err(e) = self.purge_settled()
         {
             tracing::error!("settled dead letters cannot be cleared away: {e}");
         }

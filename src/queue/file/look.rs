@@ -18,7 +18,7 @@ pub use shown::{DamageLook, DeadLook, LogLook, ParkedLook, SegmentLook, Standing
 use self::one::{OneLog, Steps, Stream, next_event};
 use self::shown::DEAD;
 use super::ack::{AckRecord, WRITER};
-use super::dead::{DeadState, read_all};
+use super::dead::{DeadState, damage_of, read_all};
 use super::log::LogOptions;
 use super::open::{OpenError, at, inspect, suffixed};
 use super::parked;
@@ -101,7 +101,7 @@ impl LogFiles {
     /// Where it is another node's, not ours, newer, or cannot be read.
     pub fn stat(&self) -> Result<Option<LogLook>, OpenError> {
         let Some(survey) = self.survey()? else { return Ok(None) };
-        let mut damage = survey.dead.named(&survey.dead.restored.damage, Standing::Found);
+        let mut damage = self.damage_of_letters(&survey.dead)?;
         for (channel, log) in survey.queues() {
             let lost = self.still_lost(&survey, channel, log.restored.damage.clone())?;
             damage.extend(log.named(&lost, Standing::Found));
@@ -125,9 +125,9 @@ impl LogFiles {
             damage.extend(log.named(&lost, Standing::Found));
             damage.extend(log.named(&resolved, Standing::Resolved));
         }
-        let dead = &survey.dead;
-        let lost = dead.scan_through(&mut steps).map_err(at(&dead.options.base))?;
-        damage.extend(dead.named(&lost, Standing::Found));
+        damage.extend(self.damage_of_letters(&survey.dead)?);
+        steps.done += survey.dead.bytes();
+        steps.at(0);
         self.look(&survey, damage).map(Some)
     }
 
@@ -252,7 +252,11 @@ impl LogFiles {
     fn look(&self, survey: &Survey, damage: Vec<DamageLook>) -> Result<LogLook, OpenError> {
         // after everything else: a running node reports what it finds
         let state = self.state()?;
-        let mut all = survey.main.named(&state.damage, Standing::Reported);
+        let named = |d: &Damage| match d.letters {
+            true => survey.dead.named(std::slice::from_ref(d), Standing::Reported),
+            false => survey.main.named(std::slice::from_ref(d), Standing::Reported),
+        };
+        let mut all: Vec<DamageLook> = state.damage.iter().flat_map(named).collect();
         for mut found in damage {
             if state.acknowledged.iter().any(|d| d.is_same(&found.damage)) {
                 found.standing = Standing::Acknowledged;
@@ -278,6 +282,11 @@ impl LogFiles {
             dead_letters: self.dead_letters(&survey.dead)?,
             damage: all,
         })
+    }
+
+    fn damage_of_letters(&self, log: &OneLog) -> Result<Vec<DamageLook>, OpenError> {
+        let damage = damage_of(&*self.disk, &log.options.base).map_err(at(&log.options.base))?;
+        Ok(log.named(&damage, Standing::Found))
     }
 
     fn dead_letters(&self, log: &OneLog) -> Result<DeadLook, OpenError> {

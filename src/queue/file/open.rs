@@ -179,6 +179,7 @@ impl Recovered {
             (self.state.1, state_for(self.state.0, &options, used)?);
         let mut damage = std::mem::take(&mut self.main.damage);
         damage.extend(self.parked.iter().flat_map(|found| found.damage.iter().cloned()));
+        damage.extend(self.dead.damage().iter().cloned());
         report(&damage, &mut state, &options)?;
         redrive::settle(&self.dead, &self.main_options, &self.main.index, &self.main.end.carried)
             .map_err(at(&options.path))?;

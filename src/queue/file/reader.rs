@@ -319,6 +319,6 @@ impl Reader {
 fn push_damage(reading: &mut Reading, segment: u64, before: Seq, to: u64, events: u64) {
     if events > 0 {
         let from = before.0 + 1;
-        reading.damage.push(Damage { segment, from, to: to.max(from), events });
+        reading.damage.push(Damage { segment, from, to: to.max(from), events, letters: false });
     }
 }

@@ -27,21 +27,46 @@ pub struct Damage {
     pub to: u64,
     /// How many they are.
     pub events: u64,
+    /// Whether they are dead letters, in a segment of theirs. Their seqs do not rise, so a range would
+    /// say nothing: all of a segment is one report.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub letters: bool,
 }
 
 impl Damage {
+    /// Of a segment of dead letters.
+    #[must_use]
+    pub fn of_letters(segment: u64, events: u64) -> Self {
+        Self { segment, from: 0, to: 0, events, letters: true }
+    }
+
     /// Whether both report one stretch: found by the start and by the reader, it may begin a frame
     /// earlier or later.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
-        self.segment == other.segment
-            && (self.from == other.from || (self.to, self.events) == (other.to, other.events))
+        let same_place = match self.letters {
+            true => self.events == other.events,
+            false => self.from == other.from || (self.to, self.events) == (other.to, other.events),
+        };
+        (self.segment, self.letters) == (other.segment, other.letters) && same_place
     }
 }
 
 impl std::fmt::Display for Damage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { segment, from, to, events } = self;
+        let Self { segment, from, to, events, letters } = self;
+        if *letters {
+            return match events {
+                0 => write!(
+                    f,
+                    "what was decided about dead letters in segment {segment:020} of theirs, or all of it, cannot be read"
+                ),
+                1 => write!(f, "1 dead letter in segment {segment:020} of theirs cannot be read"),
+                n => {
+                    write!(f, "{n} dead letters in segment {segment:020} of theirs cannot be read")
+                }
+            };
+        }
         write!(
             f,
             "{events} synced events between seq {from} and {to} in segment {segment:020} cannot be read"
@@ -183,6 +208,7 @@ impl Scan {
                     from: before.0 + 1,
                     to: to.max(before.0 + 1),
                     events,
+                    letters: false,
                 });
             }
         }

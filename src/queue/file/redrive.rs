@@ -154,7 +154,7 @@ impl FileQueue {
     /// # Errors
     /// What the disk says; no letter is lost then.
     pub fn clear_dead(&self) -> io::Result<()> {
-        self.shared.dead.purge(self.shared.gone_below())
+        self.shared.purge_settled()
     }
 
     /// How many letters that wait for a decision match.

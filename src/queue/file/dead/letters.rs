@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::super::record::{Body, Head, Kind, Names, open_dead, open_mark};
+use super::super::recovery::{self, Damage};
 use super::super::segment::{Frames, Header, Step, begun_of, path_of};
 use crate::event::{Event, Seq};
 use crate::fsx::{Disk, DiskFile, parent};
@@ -97,16 +98,28 @@ pub(super) struct Segment {
     pub end: u64,
 }
 
-/// The readable segments of the log at `base`, oldest first, and the highest name of all.
-pub(super) fn segments(disk: &dyn Disk, base: &Path) -> io::Result<(Vec<Segment>, u64)> {
+/// The segments of a log of dead letters.
+#[derive(Default)]
+pub(super) struct Segments {
+    /// Those that can be read, oldest first.
+    pub readable: Vec<Segment>,
+    /// The names of the others.
+    pub unreadable: Vec<u64>,
+    /// The highest name of all.
+    pub highest: u64,
+}
+
+/// The segments of the log at `base`.
+pub(super) fn segments(disk: &dyn Disk, base: &Path) -> io::Result<Segments> {
     let dir = parent(base);
     if !disk.exists(dir) {
-        return Ok((Vec::new(), 0));
+        return Ok(Segments::default());
     }
     let names = disk.list(dir)?;
     let mut begun: Vec<u64> = names.iter().filter_map(|name| begun_of(base, name)).collect();
     begun.sort_unstable();
     let mut all: Vec<Segment> = Vec::new();
+    let mut unreadable = Vec::new();
     for name in &begun {
         let file: Arc<dyn DiskFile> = match disk.open(&path_of(base, *name)) {
             Ok(file) => file.into(),
@@ -115,7 +128,7 @@ pub(super) fn segments(disk: &dyn Disk, base: &Path) -> io::Result<(Vec<Segment>
             Err(e) => return Err(e),
         };
         let Ok((header, start)) = Header::read(&*file) else {
-            tracing::error!(segment = name, "dead-letter segment {name:020} cannot be read");
+            unreadable.push(*name);
             continue;
         };
         if let (Some((of, end)), Some(before)) = (header.previous, all.last_mut())
@@ -126,27 +139,83 @@ pub(super) fn segments(disk: &dyn Disk, base: &Path) -> io::Result<(Vec<Segment>
         let end = file.len()?;
         all.push(Segment { begun: *name, file, header, start, end });
     }
-    Ok((all, begun.last().copied().unwrap_or(0)))
+    let highest = begun.last().copied().unwrap_or(0);
+    Ok(Segments { readable: all, unreadable, highest })
+}
+
+/// What one segment was found to hold.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Held {
+    /// Letters.
+    pub letters: u64,
+    /// Stretches that cannot be read.
+    pub holes: u64,
+}
+
+/// What is missing: each segment is compared with what the next header says was before it, the last
+/// one with the witness in its own frames.
+pub(super) fn missing(
+    segments: &Segments,
+    held: &[Held],
+    of_last: Option<&recovery::Found>,
+) -> Vec<Damage> {
+    let mut damage: Vec<Damage> =
+        segments.unreadable.iter().map(|name| Damage::of_letters(*name, 0)).collect();
+    let before = |segment: &Segment| segment.header.total().events;
+    for (pair, held) in segments.readable.windows(2).zip(held) {
+        let [segment, next] = pair else { continue };
+        let lost = before(next).saturating_sub(before(segment) + held.letters);
+        if lost > 0 || held.holes > 0 {
+            damage.push(Damage::of_letters(segment.begun, lost));
+        }
+    }
+    if let (Some(last), Some(found)) = (segments.readable.last(), of_last) {
+        let lost: u64 = found.damage.iter().map(|d| d.events).sum();
+        damage.extend((lost > 0).then(|| Damage::of_letters(last.begun, lost)));
+    }
+    damage
+}
+
+/// What was not known to be synced, where the last segment is sound to, and what is lost before that.
+pub(super) fn scan_last(segments: &Segments) -> io::Result<Option<recovery::Found>> {
+    let last = segments.readable.last();
+    last.map(|s| recovery::scan(s.file.clone(), &s.header, s.start, s.end)).transpose()
+}
+
+/// What is damaged in the log of dead letters at `base`. Takes no lock and changes nothing.
+///
+/// # Errors
+/// What the disk says.
+pub fn damage_of(disk: &dyn Disk, base: &Path) -> io::Result<Vec<Damage>> {
+    let segments = segments(disk, base)?;
+    let mut names = Names::default();
+    let mut held = Vec::new();
+    for segment in &segments.readable {
+        held.push(each_item(segment, &mut names, &mut |_| Ok(()))?);
+    }
+    let last = scan_last(&segments)?;
+    Ok(missing(&segments, &held, last.as_ref()))
 }
 
 /// What stands in a dead-letter log.
 pub(super) enum Item {
     Letter(Head, DeadReason, Event),
     Mark(Seq, DeadState),
-    Hole(u64, u64),
+    Hole,
 }
 
-/// Calls `visit` for everything in a segment, in order.
+/// Calls `visit` for everything in a segment, in order; how much it was.
 pub(super) fn each_item(
     segment: &Segment,
     names: &mut Names,
     visit: &mut dyn FnMut(Item) -> io::Result<()>,
-) -> io::Result<()> {
+) -> io::Result<Held> {
+    let mut held = Held::default();
     let mut frames = Frames::new(segment.file.clone(), segment.header.salt(), segment.start);
     loop {
         let item = match frames.next(segment.end)? {
-            Step::End => return Ok(()),
-            Step::Hole(from, to) => Some(Item::Hole(from, to)),
+            Step::End => return Ok(held),
+            Step::Hole(..) => Some(Item::Hole),
             Step::Frame(_, head, payload) => match head.kind {
                 Kind::Dead => open_dead(&head, &payload, names)
                     .map(|(reason, event)| Item::Letter(head, reason, event)),
@@ -154,6 +223,11 @@ pub(super) fn each_item(
                 Kind::Events | Kind::Seal => None,
             },
         };
+        match item {
+            Some(Item::Letter(..)) => held.letters += 1,
+            Some(Item::Hole) => held.holes += 1,
+            _ => {}
+        }
         if let Some(item) = item {
             visit(item)?;
         }
@@ -172,7 +246,7 @@ pub fn read_all(
     progress: &mut dyn FnMut(u64, u64),
     visit: &mut dyn FnMut(DeadLetter) -> io::Result<()>,
 ) -> io::Result<()> {
-    let (segments, _) = segments(disk, base)?;
+    let segments = segments(disk, base)?.readable;
     // read twice: a letter's latest state stands behind it
     let of = 2 * segments.iter().map(|s| s.end).sum::<u64>();
     let mut done = 0;

@@ -12,12 +12,12 @@ use super::super::end::counts_with;
 use super::super::log::{Index, LogOptions, SegmentEnd};
 use super::super::open::{OpenError, at};
 use super::super::reader::Reader;
-use super::super::recovery::{self, Damage};
+use super::super::recovery::Damage;
 use super::super::restore::{Restored, restore};
 use super::super::segment::{Header, HeaderError, begun_of, path_of};
 use super::shown::{DamageLook, SegmentLook, Standing};
 use crate::event::{Event, Seq};
-use crate::fsx::{DiskFile, parent};
+use crate::fsx::parent;
 use crate::queue::LeaseLimit;
 use crate::queue::accounts::Load;
 
@@ -43,7 +43,7 @@ pub(super) struct Steps<'a> {
 }
 
 impl Steps<'_> {
-    fn at(&mut self, inside: u64) {
+    pub fn at(&mut self, inside: u64) {
         (self.tell)((self.done + inside).min(self.of), self.of);
     }
 }
@@ -122,43 +122,6 @@ impl OneLog {
             }
         }
         Ok((lost, resolved))
-    }
-
-    /// The same for a log whose seqs do not rise: segment by segment, each compared with what the next
-    /// header says was before it.
-    pub fn scan_through(&self, steps: &mut Steps<'_>) -> io::Result<Vec<Damage>> {
-        let mut lost = Vec::new();
-        let mut before: Option<(u64, Seq, u64)> = None;
-        let newest = self.segments.last().map(|s| s.begun);
-        for segment in &self.segments {
-            steps.done += segment.bytes;
-            steps.at(0);
-            let file: Arc<dyn DiskFile> = match self.options.disk.open(&segment.path) {
-                Ok(file) => file.into(),
-                // settled letters were cleared away meanwhile: the rest stands in a newer segment
-                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-                Err(e) => return Err(e),
-            };
-            let (header, start) = match Header::read(&*file) {
-                Ok(found) => found,
-                Err(HeaderError::Io(e)) => return Err(e),
-                Err(_) => continue,
-            };
-            if let Some((of, last, held)) = before {
-                let events = header.total().events.saturating_sub(held);
-                let from = last.0 + 1;
-                let stretch = Damage { segment: of, from, to: header.last.0.max(from), events };
-                lost.extend((events > 0).then_some(stretch));
-            }
-            let named = self.restored.index.get(segment.begun).map(|s| s.end);
-            // what follows the newest one's last sync belongs to it until a start says otherwise
-            let end = named.filter(|_| newest != Some(segment.begun)).unwrap_or(u64::MAX);
-            let found = recovery::scan(file, &header, start, end.min(segment.bytes))?;
-            let (last, held) = found.reached();
-            lost.extend(found.damage);
-            before = Some((segment.begun, last, held));
-        }
-        Ok(lost)
     }
 
     fn reader_of(&self, index: Arc<Index>) -> Reader {

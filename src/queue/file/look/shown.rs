@@ -113,22 +113,7 @@ pub(super) const DEAD: &str = "dead letters";
 
 impl fmt::Display for DamageLook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Damage { segment, events, .. } = self.damage;
-        if self.is_of_letters() {
-            // their seqs do not rise, so that a range would say nothing
-            let letters = if events == 1 { "letter" } else { "letters" };
-            write!(f, "{events} dead {letters} in segment {segment:020} of theirs cannot be read")
-        } else {
-            self.damage.fmt(f)
-        }
-    }
-}
-
-impl DamageLook {
-    /// Whether dead letters are concerned: a node does not report them.
-    #[must_use]
-    pub fn is_of_letters(&self) -> bool {
-        self.log == DEAD
+        self.damage.fmt(f)
     }
 }
 
@@ -141,9 +126,7 @@ impl LogLook {
     /// Whether nothing is lost that nobody has acknowledged.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        // how many letters its last segment held is told nowhere else
-        let letters = &self.dead_letters.segments;
-        self.lost().next().is_none() && letters.iter().all(|s| s.unreadable.is_none())
+        self.lost().next().is_none()
     }
 }
 
@@ -153,14 +136,7 @@ mod tests {
 
     #[test]
     fn damage_of_dead_letters_names_no_range() {
-        let damage = Damage { segment: 7, from: 1, to: 9, events: 2 };
-        let of = |log: &str| DamageLook {
-            log: log.to_owned(),
-            damage: damage.clone(),
-            standing: Standing::Found,
-        };
-        assert_eq!(of("log").to_string(), damage.to_string());
-        let text = of(DEAD).to_string();
+        let text = Damage::of_letters(7, 2).to_string();
         assert!(text.starts_with("2 dead letters in segment 00000000000000000007"), "{text}");
     }
 }
