@@ -181,11 +181,21 @@ impl Health {
 
 /// Where a server would forget what it confirmed.
 fn doubts(server: &BTreeMap<String, String>) -> Vec<String> {
-    let off = |name: &&str| server.get(*name).is_some_and(|value| value == "off");
-    let say = |name| {
-        format!(
-            "the database server runs with {name} = off: if its machine fails it may lose what it confirmed; turn it on"
-        )
+    let safe = [
+        ("fsync", "on"),
+        ("full_page_writes", "on"),
+        ("innodb_doublewrite", "on"),
+        ("innodb_flush_log_at_trx_commit", "1"),
+        ("sync_binlog", "1"),
+    ];
+    let doubt = |(name, good): (&str, &str)| {
+        let value = server.get(name).filter(|v| !v.is_empty() && *v != good)?;
+        // without a binary log there is nothing to sync
+        (value != "no binary log").then(|| {
+            format!(
+                "the database server runs with {name} = {value}: if its machine fails it may lose what it confirmed; set it to {good}"
+            )
+        })
     };
-    ["fsync", "full_page_writes"].into_iter().filter(off).map(say).collect()
+    safe.into_iter().filter_map(doubt).collect()
 }

@@ -11,8 +11,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::clock::Clock;
-use crate::config::dsn::{PgHost, SslMode};
-use crate::config::{Config, PostgresConfig, QueueConfig, StorageConfig, SyncMode};
+use crate::config::{
+    Config, MysqlDsn, MysqlHost, MysqlTls, PgHost, PostgresDsn, QueueConfig, ServerConfig, SslMode,
+    StorageConfig, SyncMode,
+};
 use crate::control;
 use crate::fsx::OsDisk;
 use crate::health::{Facts, Health};
@@ -25,7 +27,7 @@ use crate::queue::{AnyQueue, Queue};
 use crate::seq::Witness;
 use crate::storage::file::FileStorage;
 use crate::storage::noop::NoopStorage;
-use crate::storage::sql::{self, SqlStorage, postgres, sqlite};
+use crate::storage::sql::{self, SqlStorage, mysql, postgres, sqlite};
 use crate::storage::{AnyStorage, Storage, file as file_storage};
 use crate::task::{self, Spine};
 use crate::writer::{self, Orders};
@@ -315,10 +317,14 @@ pub fn open_storage(config: &Config, clock: &Clock) -> AnyStorage {
             let server = postgres::Server::new(postgres_options(postgres));
             AnyStorage::Postgres(SqlStorage::new(server, sql()))
         }
+        StorageConfig::Mysql(mysql) => {
+            let server = mysql::Server::new(mysql_options(mysql, config.http.max_body_bytes));
+            AnyStorage::Mysql(SqlStorage::new(server, sql()))
+        }
     }
 }
 
-fn postgres_options(config: &PostgresConfig) -> postgres::Options {
+fn postgres_options(config: &ServerConfig<PostgresDsn>) -> postgres::Options {
     let dsn = &config.dsn;
     let (host, socket, port) = match &dsn.host {
         PgHost::Tcp { host, port } => (host.clone(), None, *port),
@@ -352,6 +358,39 @@ fn postgres_options(config: &PostgresConfig) -> postgres::Options {
     }
 }
 
+/// `largest_event` in bytes must pass the server's packets.
+fn mysql_options(config: &ServerConfig<MysqlDsn>, largest_event: usize) -> mysql::Options {
+    let dsn = &config.dsn;
+    let (host, socket, port) = match &dsn.host {
+        MysqlHost::Tcp { host, port } => (host.clone(), None, *port),
+        MysqlHost::Socket(path) => (String::new(), Some(path.clone()), 0),
+    };
+    mysql::Options {
+        address: mysql::Address {
+            host,
+            socket,
+            port,
+            user: dsn.user.clone(),
+            password: dsn.password.clone(),
+            database: dsn.database.clone(),
+            ssl_mode: match dsn.tls {
+                MysqlTls::Disabled => "disabled",
+                MysqlTls::Preferred => "preferred",
+                MysqlTls::Required => "required",
+                MysqlTls::VerifyCa => "verify_ca",
+                MysqlTls::VerifyIdentity => "verify_identity",
+            },
+            ssl_root_cert: dsn.ssl_root_cert.clone(),
+            ssl_cert: dsn.ssl_cert.clone().zip(dsn.ssl_key.clone()),
+        },
+        connect_timeout: config.connect_timeout,
+        max_open: u32::try_from(config.max_open).unwrap_or(u32::MAX),
+        lifetime: config.lifetime,
+        origin_lock: config.origin_lock,
+        largest_event,
+    }
+}
+
 fn facts(config: &Config, queue: &AnyQueue, threads: usize, workers: usize) -> Facts {
     let node_id = match queue {
         AnyQueue::File(file) => file.node_id().to_owned(),
@@ -376,6 +415,7 @@ fn facts(config: &Config, queue: &AnyQueue, threads: usize, workers: usize) -> F
             StorageConfig::Noop => "noop",
             StorageConfig::Sqlite { .. } => "sqlite",
             StorageConfig::Postgres(_) => "postgres",
+            StorageConfig::Mysql(_) => "mysql",
         },
         writer_workers: workers,
         degraded,
@@ -401,6 +441,7 @@ fn ready_line(config: &Config, addr: Option<SocketAddr>) -> String {
         StorageConfig::Postgres(postgres) => {
             format!("postgres:{}/{}", postgres.dsn.host, postgres.dsn.database)
         }
+        StorageConfig::Mysql(mysql) => format!("mysql:{}/{}", mysql.dsn.host, mysql.dsn.database),
     };
     format!(
         "replicon {} ready node={} http={http} queue=file:{} storage={storage}",

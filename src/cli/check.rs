@@ -54,7 +54,7 @@ fn directories(config: &Config) -> Vec<(&'static str, PathBuf)> {
         StorageConfig::Sqlite { path } => {
             all.push(("storage_sqlite_path", parent(path).to_owned()));
         }
-        StorageConfig::Postgres(_) | StorageConfig::Noop => {}
+        StorageConfig::Postgres(_) | StorageConfig::Mysql(_) | StorageConfig::Noop => {}
     }
     all
 }

@@ -58,6 +58,7 @@ fn new_file(config: &Config) -> bool {
 fn ddl(storage: &AnyStorage) -> Option<Vec<String>> {
     match storage {
         AnyStorage::Postgres(sql) => Some(sql.ddl()),
+        AnyStorage::Mysql(sql) => Some(sql.ddl()),
         AnyStorage::Sqlite(sql) => Some(sql.ddl()),
         AnyStorage::File(_) | AnyStorage::Noop(_) | AnyStorage::Memory(_) => None,
     }
@@ -66,6 +67,7 @@ fn ddl(storage: &AnyStorage) -> Option<Vec<String>> {
 async fn report(storage: &AnyStorage) -> Result<Vec<TableReport>, String> {
     let report = match storage {
         AnyStorage::Postgres(sql) => sql.report().await,
+        AnyStorage::Mysql(sql) => sql.report().await,
         AnyStorage::Sqlite(sql) => sql.report().await,
         AnyStorage::File(_) | AnyStorage::Noop(_) | AnyStorage::Memory(_) => Ok(Vec::new()),
     };

@@ -5,6 +5,7 @@
 //! the text holds a password. `url` is for any scheme, `parameters` is PostgreSQL's alone.
 
 pub(super) mod keywords;
+mod mysql;
 mod parameters;
 pub(super) mod url;
 
@@ -12,6 +13,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::mask::MASK;
+pub use mysql::{MYSQL_FORM, MysqlDsn, MysqlHost, MysqlTls, mysql};
 
 /// An address of PostgreSQL as a person could write it.
 pub const POSTGRES_FORM: &str = "postgres://USER:PASSWORD@127.0.0.1:5432/replicon?sslmode=disable";

@@ -173,7 +173,7 @@ pub static KEYS: &[Key] = keys! {
     }
     Storage {
         "storage_backend" = "sqlite", Kind::Choice(&["sqlite", "postgres", "file", "noop", "mysql"]);
-            "Where events end: sqlite (one file, no server), postgres, file (one JSON object a line) or noop (discards them; for benchmarks). mysql is not part of 2.0.0."
+            "Where events end: sqlite (one file, no server), postgres, mysql (MySQL 8 and 9, MariaDB 10.6 and later), file (one JSON object a line) or noop (discards them; for benchmarks)."
         "storage_sqlite_path" = "data/db/replicon.db", Kind::Path;
             "The SQLite database. Its write-ahead log lies beside it."
         "storage_postgres_dsn" = "", Kind::Dsn, secret, commented;
@@ -195,7 +195,7 @@ pub static KEYS: &[Key] = keys! {
         "storage_mysql_connect_timeout_ms" = "3000", millis(1, HOUR), commented;
             "How long connecting may take."
         "storage_mysql_max_open_conns" = "16", count(1, 10_000), commented;
-            "The most connections."
+            "The most connections. Each writer keeps one, so that there must be more than writer_workers."
         "storage_mysql_max_idle_conns" = "16", count(0, 10_000), commented;
             "The most connections kept while idle."
         "storage_mysql_conn_max_lifetime_min" = "30", Kind::Minutes, commented;

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 pub use channels_file::{ChannelsSource, shipped_channels};
 pub use conf_file::Problem;
-pub use dsn::{PgHost, PostgresDsn, SslMode};
+pub use dsn::{MysqlDsn, MysqlHost, MysqlTls, PgHost, PostgresDsn, SslMode};
 pub use keys::{readme_table, shipped_conf};
 pub use settings::Settings;
 
@@ -138,7 +138,9 @@ pub enum StorageConfig {
         path: PathBuf,
     },
     /// A PostgreSQL server.
-    Postgres(Box<PostgresConfig>),
+    Postgres(Box<ServerConfig<PostgresDsn>>),
+    /// A MySQL or MariaDB server.
+    Mysql(Box<ServerConfig<MysqlDsn>>),
     /// One JSON object a line.
     File {
         /// The file.
@@ -150,11 +152,11 @@ pub enum StorageConfig {
     Noop,
 }
 
-/// How PostgreSQL is used.
+/// How a database server is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PostgresConfig {
+pub struct ServerConfig<D> {
     /// How it is reached.
-    pub dsn: PostgresDsn,
+    pub dsn: D,
     /// How long connecting may take.
     pub connect_timeout: Duration,
     /// The most connections; more than there are writers, which keep theirs.
@@ -267,49 +269,80 @@ fn storage(settings: &Settings) -> Result<StorageConfig, Problem> {
             path: settings.text("storage_file_path").into(),
             sync_every: settings.millis("storage_file_sync_ms"),
         },
-        "postgres" => StorageConfig::Postgres(Box::new(postgres(settings)?)),
+        "postgres" => StorageConfig::Postgres(Box::new(server(settings, &POSTGRES)?)),
+        "mysql" => StorageConfig::Mysql(Box::new(server(settings, &MYSQL)?)),
         _ => StorageConfig::Sqlite { path: settings.text("storage_sqlite_path").into() },
     })
 }
 
-const POSTGRES_DSN: &str = "storage_postgres_dsn";
+/// The keys of a database server, and how its DSN is read.
+struct ServerKeys<D> {
+    backend: &'static str,
+    dsn: &'static str,
+    form: &'static str,
+    parse: fn(&str) -> Result<D, String>,
+    connect_timeout: &'static str,
+    max_open: &'static str,
+    max_idle: &'static str,
+    lifetime: &'static str,
+}
 
-fn postgres(settings: &Settings) -> Result<PostgresConfig, Problem> {
-    let text = settings.text(POSTGRES_DSN);
+const POSTGRES: ServerKeys<PostgresDsn> = ServerKeys {
+    backend: "postgres",
+    dsn: "storage_postgres_dsn",
+    form: dsn::POSTGRES_FORM,
+    parse: dsn::postgres,
+    connect_timeout: "storage_postgres_connect_timeout_ms",
+    max_open: "storage_postgres_max_open_conns",
+    max_idle: "storage_postgres_max_idle_conns",
+    lifetime: "storage_postgres_conn_max_lifetime_min",
+};
+
+const MYSQL: ServerKeys<MysqlDsn> = ServerKeys {
+    backend: "mysql",
+    dsn: "storage_mysql_dsn",
+    form: dsn::MYSQL_FORM,
+    parse: dsn::mysql,
+    connect_timeout: "storage_mysql_connect_timeout_ms",
+    max_open: "storage_mysql_max_open_conns",
+    max_idle: "storage_mysql_max_idle_conns",
+    lifetime: "storage_mysql_conn_max_lifetime_min",
+};
+
+fn server<D>(settings: &Settings, keys: &ServerKeys<D>) -> Result<ServerConfig<D>, Problem> {
+    let ServerKeys { backend, dsn: key, form, .. } = keys;
+    let text = settings.text(key);
     if text.is_empty() {
-        let name =
-            if settings.is_explicit(POSTGRES_DSN) { POSTGRES_DSN } else { "storage_backend" };
-        let form = dsn::POSTGRES_FORM;
-        let text = format!(
-            "storage_backend = postgres needs {POSTGRES_DSN}; write {POSTGRES_DSN} = {form}"
-        );
+        let name = if settings.is_explicit(key) { key } else { "storage_backend" };
+        let text = format!("storage_backend = {backend} needs {key}; write {key} = {form}");
         return Err(Problem::new(settings.place(name), text));
     }
-    let dsn = dsn::postgres(text).map_err(|wrong| {
-        Problem::new(settings.place(POSTGRES_DSN), format!("{POSTGRES_DSN}: {wrong}"))
-    })?;
-    let max_open = size(settings.count("storage_postgres_max_open_conns"));
-    let lifetime = settings.millis("storage_postgres_conn_max_lifetime_min");
-    Ok(PostgresConfig {
+    let dsn = (keys.parse)(text)
+        .map_err(|wrong| Problem::new(settings.place(key), format!("{key}: {wrong}")))?;
+    let max_open = size(settings.count(keys.max_open));
+    let lifetime = settings.millis(keys.lifetime);
+    Ok(ServerConfig {
         dsn,
-        connect_timeout: settings.millis("storage_postgres_connect_timeout_ms"),
+        connect_timeout: settings.millis(keys.connect_timeout),
         max_open,
         // its default is for the default of the other
-        max_idle: size(settings.count("storage_postgres_max_idle_conns")).min(max_open),
+        max_idle: size(settings.count(keys.max_idle)).min(max_open),
         lifetime: (!lifetime.is_zero()).then_some(lifetime),
         origin_lock: settings.text("storage_origin_lock") == "on",
     })
 }
 
 fn dsn_warnings(settings: &Settings, storage: &StorageConfig) -> Vec<String> {
-    let StorageConfig::Postgres(postgres) = storage else {
-        return Vec::new();
+    let (key, unknown) = match storage {
+        StorageConfig::Postgres(server) => (POSTGRES.dsn, &server.dsn.unknown),
+        StorageConfig::Mysql(server) => (MYSQL.dsn, &server.dsn.unknown),
+        _ => return Vec::new(),
     };
-    let place = settings.place(POSTGRES_DSN);
+    let place = settings.place(key);
     let of_name = |name: &String| {
-        format!("{place}: {POSTGRES_DSN}: the parameter {name} is not known and has no effect")
+        format!("{place}: {key}: the parameter {name} is not known and has no effect")
     };
-    postgres.dsn.unknown.iter().map(of_name).collect()
+    unknown.iter().map(of_name).collect()
 }
 
 fn json(settings: &Settings) -> Profile {

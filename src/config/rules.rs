@@ -25,10 +25,7 @@ const PORTABLE_DEPTH: u64 = 31;
 #[must_use]
 pub fn problems(settings: &Settings) -> Vec<Problem> {
     let mut problems = Vec::new();
-    for (name, value, has) in [
-        ("queue_backend", "redis", "2.0.0 has queue_backend = file"),
-        ("storage_backend", "mysql", "2.0.0 has storage_backend = sqlite, postgres, file and noop"),
-    ] {
+    for (name, value, has) in [("queue_backend", "redis", "2.0.0 has queue_backend = file")] {
         if settings.text(name) == value {
             problems.push(not_yet(settings, name, has));
         }
@@ -48,7 +45,10 @@ pub fn problems(settings: &Settings) -> Vec<Problem> {
     sizes(settings, &mut problems);
     paths(settings, &mut problems);
     match settings.text("storage_backend") {
-        "postgres" => problems.extend(too_few_connections(settings)),
+        "postgres" => {
+            problems.extend(too_few_connections(settings, "storage_postgres_max_open_conns"));
+        }
+        "mysql" => problems.extend(too_few_connections(settings, "storage_mysql_max_open_conns")),
         "sqlite" => problems.extend(no_file_of_sqlite(settings)),
         _ => {}
     }
@@ -109,8 +109,8 @@ fn paths(settings: &Settings, problems: &mut Vec<Problem>) {
 }
 
 /// Writers keep their connections: whoever else needs one must not wait for a writer to end.
-fn too_few_connections(settings: &Settings) -> Option<Problem> {
-    let (workers, open) = ("writer_workers", "storage_postgres_max_open_conns");
+fn too_few_connections(settings: &Settings, open: &str) -> Option<Problem> {
+    let workers = "writer_workers";
     let (writers, most) = (settings.count(workers), settings.count(open));
     if writers < most {
         return None;

@@ -119,6 +119,8 @@ pub enum AnyStorage {
     Memory(memory::MemoryStorage),
     /// A PostgreSQL database.
     Postgres(sql::SqlStorage<sql::postgres::Server>),
+    /// A MySQL or MariaDB database.
+    Mysql(sql::SqlStorage<sql::mysql::Server>),
     /// An SQLite database.
     Sqlite(sql::SqlStorage<sql::sqlite::Database>),
 }
@@ -129,6 +131,7 @@ impl AnyStorage {
     pub fn facts(&self) -> Vec<(String, String)> {
         match self {
             Self::Postgres(sql) => sql.facts(),
+            Self::Mysql(sql) => sql.facts(),
             Self::Sqlite(sql) => sql.facts(),
             Self::File(_) | Self::Noop(_) | Self::Memory(_) => Vec::new(),
         }
@@ -142,6 +145,7 @@ macro_rules! each {
             Self::Noop($s) => $body,
             Self::Memory($s) => $body,
             Self::Postgres($s) => $body,
+            Self::Mysql($s) => $body,
             Self::Sqlite($s) => $body,
         }
     };

@@ -310,12 +310,9 @@ fn queue_files_of_the_old_release_are_refused_and_left_untouched() {
 #[test]
 fn what_comes_in_a_later_release_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
-    for (key, value) in [
-        ("queue_backend", "redis"),
-        ("storage_backend", "mysql"),
-        ("https_enabled", "true"),
-        ("replication_enabled", "true"),
-    ] {
+    for (key, value) in
+        [("queue_backend", "redis"), ("https_enabled", "true"), ("replication_enabled", "true")]
+    {
         for command in ["serve", "check"] {
             let ran = run(dir.path(), &[command, "--set", &format!("{key}={value}")]);
             let line = refused(&ran);

@@ -6,6 +6,7 @@ use std::fmt::Write;
 
 use replicon::channel::schema::{IndexSource, Schema, SchemaSource};
 use replicon::storage::sql::dialect::Dialect;
+use replicon::storage::sql::dialect::mysql::Mysql;
 use replicon::storage::sql::dialect::postgres::Postgres;
 use replicon::storage::sql::dialect::sqlite::Sqlite;
 use replicon::storage::sql::table::{self, Table};
@@ -171,6 +172,11 @@ fn listing(dialect: &dyn Dialect) -> String {
 #[test]
 fn the_statements_of_postgres_are_the_golden_ones() {
     golden("sql_postgres.txt", &listing(&Postgres));
+}
+
+#[test]
+fn the_statements_of_mysql_are_the_golden_ones() {
+    golden("sql_mysql.txt", &listing(&Mysql));
 }
 
 #[test]

@@ -51,7 +51,7 @@ pub fn split(text: &str) -> Result<Url, String> {
     })
 }
 
-fn host_and_port(address: &str) -> Result<(&str, &str), String> {
+pub(super) fn host_and_port(address: &str) -> Result<(&str, &str), String> {
     if address.contains(',') {
         return Err(SEVERAL_HOSTS.to_owned());
     }

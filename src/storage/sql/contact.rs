@@ -109,10 +109,10 @@ impl<B: Backend> Inner<B> {
         }
         session.rollback().await;
         let is = |name: &str, value: &str| facts.iter().any(|(n, v)| n == name && v == value);
-        if is("in_recovery", "true") || is("transaction_read_only", "on") {
+        if is("in_recovery", "true") || is("transaction_read_only", "on") || is("read_only", "on") {
             return Err(StorageError::retry(
                 "read only",
-                "the server takes no writes: it is a standby, or default_transaction_read_only is on; name the primary in the DSN",
+                "the server takes no writes: it is a standby, or default_transaction_read_only or read_only is on; name the primary in the DSN",
             ));
         }
         Ok(facts)
@@ -344,10 +344,13 @@ impl<B: Backend> Inner<B> {
 /// Builds what is missing, then keeps the lock and shows that this node lives, as long as the storage
 /// is there.
 async fn keep<B: Backend>(storage: Weak<Inner<B>>) {
-    match storage.upgrade() {
-        Some(storage) => storage.build_indexes().await,
-        None => return,
-    }
+    let building = storage.clone();
+    // an index over years of rows takes hours: the lock is kept meanwhile
+    drop(task::spawn(async move {
+        if let Some(storage) = building.upgrade() {
+            storage.build_indexes().await;
+        }
+    }));
     loop {
         task::sleep(HEARTBEAT).await;
         let Some(storage) = storage.upgrade() else { return };

@@ -8,6 +8,7 @@
 //! 2. Parameters stand in the order in which the documentation names them, each once.
 //! 3. What comes back is text or null, whatever the column, unless [`Dialect::as_text`] says otherwise.
 
+pub mod mysql;
 pub mod postgres;
 pub mod sqlite;
 

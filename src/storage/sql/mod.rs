@@ -8,6 +8,7 @@
 mod apply;
 pub mod contact;
 pub mod dialect;
+pub mod mysql;
 pub mod postgres;
 mod replay;
 pub mod report;

@@ -10,7 +10,7 @@ use super::contact::Ready;
 use super::dialect::Class;
 use super::route::Part;
 use super::session::{Backend, Record, Session, SqlError};
-use super::{Inner, seq_of};
+use super::{Inner, MEETINGS, seq_of};
 use crate::event::{ChannelName, Seq};
 use crate::storage::{Kind, Refused, StorageError};
 
@@ -41,6 +41,7 @@ impl<B: Backend> Inner<B> {
         mut parts: Vec<Part<'_>>,
     ) -> Result<Vec<Refused>, StorageError> {
         let mut found = BTreeMap::new();
+        let mut meetings = 0;
         loop {
             let before = found.len();
             match self.sift_once(ready, &parts, &mut found).await {
@@ -52,6 +53,9 @@ impl<B: Backend> Inner<B> {
                         self.judge(e, replayed.or(at).map(|at| &parts[at]))
                     })?;
                     break;
+                }
+                Err((e, _)) if e.class == Class::RetryAtOnce && meetings < MEETINGS => {
+                    meetings += 1;
                 }
                 Err((e, at)) => return Err(self.judge(e, at.map(|at| &parts[at]))),
             }

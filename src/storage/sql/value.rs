@@ -18,6 +18,7 @@
 
 mod content;
 mod moment;
+pub mod mysql;
 pub mod postgres;
 mod scalar;
 pub mod sqlite;

@@ -1,5 +1,6 @@
 //! What codes ask for, and the pieces of statements that golden files do not show well.
 
+use super::mysql::Mysql;
 use super::postgres::Postgres;
 use super::sqlite::Sqlite;
 use super::*;
@@ -111,7 +112,50 @@ fn codes_of_sqlite_are_told_apart_by_their_extension() {
 }
 
 #[test]
+fn numbers_of_mysql_and_mariadb_ask_for_what_their_cause_asks_for() {
+    check(&Mysql, Class::AlreadyThere, &[("a unique index", "1022 1062 1169 1586")]);
+    check(&Mysql, Class::Locked, &[("somebody holds it", "1205 1689 3572")]);
+    check(
+        &Mysql,
+        Class::RetryAtOnce,
+        &[("deadlock, changed since, certification", "1213 1020 1412 1613 1614 1615 3101")],
+    );
+    check(
+        &Mysql,
+        Class::Retry,
+        &[
+            ("shut down, killed, idle", "1053 1077 1079 1080 1317 1927 1969 3024 3032 3169 4031"),
+            ("connections, login", "1040 1042 1043 1044 1045 1049 1129 1130 1203 1226 3118 3159"),
+            ("the network, a proxy", "1047 1152 1154 1158 1159 1160 1161 1184 2006 2013 9001"),
+            ("disk, memory, files", "1021 1026 1030 1037 1041 1114 1206"),
+            ("read-only after a failover", "1290 1792 1836"),
+            ("statements, COMMIT, binary log", "1243 1461 1180 1598 1665 3100"),
+        ],
+    );
+    check(
+        &Mysql,
+        Class::Reject,
+        &[
+            ("values", "1048 1264 1265 1292 1364 1366 1367 1406 1411 1690"),
+            ("JSON", "3140 3144 3150 3155 3158"),
+            ("foreign keys, CHECKs, triggers", "1216 1369 1452 1644 3819 4025"),
+            ("too large", "1118 1153 1197 1713"),
+        ],
+    );
+    check(
+        &Mysql,
+        Class::Fatal,
+        &[
+            ("tables, columns, rights, SQL", "1054 1064 1142 1143 1146 1932"),
+            ("no partition, keys, read-only table", "1036 1071 1526"),
+            ("not listed, no number", "1999 65535 65536 -1  23000 HY000"),
+        ],
+    );
+}
+
+#[test]
 fn a_name_cannot_end_its_quotes() {
+    assert_eq!(Mysql.quote("a`b"), "`a``b`");
     assert_eq!(Postgres.quote("a\"b"), "\"a\"\"b\"");
     assert_eq!(Sqlite.quote("order"), "\"order\"");
 }
@@ -124,6 +168,7 @@ fn parameters_go_on_from_row_to_row() {
         "INSERT INTO \"replicon_released\" (\"origin_dc\", \"channel\", \"released_seq\") VALUES \
          ($1::text, $2::text, $3::bigint), ($4::text, $5::text, $6::bigint)"
     );
+    assert!(Mysql.insert(&table::events_raw(), 1).ends_with("(?, ?, ?, ?, LEFT(?, 26), ?)"));
     assert!(Sqlite.insert(&table, 2).ends_with("VALUES (?, ?, ?), (?, ?, ?)"));
     assert!(Postgres.existing(&table::events_raw(), 2).contains("IN ($2::bigint, $3::bigint)"));
 }
