@@ -455,7 +455,7 @@ fn text(row: &MySqlRow, at: usize) -> Result<Option<String>, sqlx::Error> {
         "FLOAT" => format!("{:?}", f64::from(row.try_get_unchecked::<f32, _>(at)?)),
         "DOUBLE" => format!("{:?}", row.try_get_unchecked::<f64, _>(at)?),
         "DECIMAL" => mysql::decimal(&row.try_get_unchecked::<String, _>(at)?).to_owned(),
-        // a table of an earlier release has the type; to the protocol it is bytes
+        // to the protocol it is bytes
         "JSON" => row.try_get_unchecked::<String, _>(at)?,
         _ if <str as Type<MySql>>::compatible(&ty) => row.try_get_unchecked::<String, _>(at)?,
         _ if <i64 as Type<MySql>>::compatible(&ty) => {

@@ -132,12 +132,15 @@ impl Mysql {
         codes::text_of(number, message)
     }
 
-    /// A column as it stands in DDL. In MariaDB a JSON column is a text with this check.
-    fn define(self, column: &Column) -> String {
+    /// A column as it stands in DDL. MySQL can index no JSON column: an indexed one is a text, in
+    /// MariaDB with the check that it makes of the type.
+    fn define(self, table: &Table, column: &Column) -> String {
         let definition = definition(&self, column);
-        if types::is_json(column.ty) {
+        let indexed = || table.indexes.iter().flat_map(|index| &index.columns);
+        if types::is_json(column.ty) && indexed().any(|(name, _)| *name == column.name) {
             let name = self.quote(&column.name);
-            return format!("{definition} /*M! CHECK (json_valid({name})) */");
+            let text = definition.replacen(" JSON", &format!(" {}", types::TEXT), 1);
+            return format!("{text} /*M! CHECK (json_valid({name})) */");
         }
         definition
     }
@@ -268,7 +271,7 @@ impl Dialect for Mysql {
 
     fn create_table(&self, table: &Table) -> Vec<String> {
         let mut lines: Vec<String> =
-            table.columns.iter().map(|column| self.define(column)).collect();
+            table.columns.iter().map(|column| self.define(table, column)).collect();
         lines.push(format!("PRIMARY KEY ({})", names(self, &table.primary_key)));
         lines.extend(table.indexes.iter().map(|index| self.key(table, index)));
         vec![format!(
@@ -279,7 +282,7 @@ impl Dialect for Mysql {
     }
 
     fn add_column(&self, table: &Table, column: &Column) -> String {
-        format!("ALTER TABLE {} ADD COLUMN {}", self.quote(&table.name), self.define(column))
+        format!("ALTER TABLE {} ADD COLUMN {}", self.quote(&table.name), self.define(table, column))
     }
 
     fn create_index(&self, table: &Table, index: &Index) -> String {

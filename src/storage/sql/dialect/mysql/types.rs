@@ -1,15 +1,13 @@
 //! The types of MySQL's columns: what is declared, how much of it an index takes, and what of a table
 //! that stands is as good.
 //!
-//! Pure: must not know statements. JSON is held as a text on both servers, which is what MariaDB
-//! makes of the type: MySQL's own reads a number of 16 or 17 digits as another double than was sent,
-//! and refuses the largest ones.
+//! Pure: must not know statements.
 
 use crate::channel::field_type::{Base, FieldType};
 use crate::storage::sql::table::ColumnType;
 
 /// A text of any length, whatever the table's own character set.
-const TEXT: &str = "LONGTEXT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin";
+pub(super) const TEXT: &str = "LONGTEXT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin";
 
 /// The bytes that a key may have in all its parts.
 const KEY_BYTES: usize = 3_072;
@@ -24,11 +22,13 @@ pub(super) fn declared(ty: ColumnType) -> &'static str {
         ColumnType::OriginDc | ColumnType::NodeName | ColumnType::ChannelName => "VARCHAR(191)",
         ColumnType::Seq | ColumnType::BigInt => "BIGINT",
         ColumnType::ReceivedAt | ColumnType::Timestamp => "DATETIME(6)",
-        ColumnType::Text | ColumnType::JsonDoc => TEXT,
+        ColumnType::Text => TEXT,
+        // MariaDB makes a text of it, with a CHECK that it is JSON
+        ColumnType::JsonDoc | ColumnType::Field(FieldType { array: true, .. }) => "JSON",
         ColumnType::Blob => "LONGBLOB",
-        ColumnType::Field(FieldType { array: true, .. }) => TEXT,
         ColumnType::Field(FieldType { base, array: false }) => match base {
-            Base::Text | Base::Jsonb => TEXT,
+            Base::Text => TEXT,
+            Base::Jsonb => "JSON",
             Base::Timestamptz | Base::Timestamp => "DATETIME(6)",
             Base::Date => "DATE",
             Base::Time => "TIME(6)",
