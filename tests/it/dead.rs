@@ -83,6 +83,42 @@ async fn a_letter_is_put_back_once_whatever_fails_and_however_often_it_is_tried(
     }
 }
 
+/// A write that fails once ends its segment, and the log goes on: what was to be put back there is
+/// not in it, whoever asks later.
+#[tokio::test]
+async fn a_letter_whose_append_failed_once_is_put_back_by_the_next_try() {
+    for restart in [false, true] {
+        for fails_at in 0.. {
+            let what = format!("operation {fails_at} fails once, restart: {restart}");
+            let disk = SimDisk::new();
+            let mut queue = open(options(&disk));
+            let dead = all_dead(&queue, 5).await;
+            disk.fail(None, Fault::Once(fails_at));
+            let first = queue.retry_dead(&Filter::default(), &mut |_, _| {}).await;
+            let all_seen = first.is_ok() && disk.ops() < fails_at;
+            if restart {
+                drop(queue);
+                queue = open(options(&disk));
+            }
+            let mut tries = 0;
+            while queue.retry_dead(&Filter::default(), &mut |_, _| {}).await.is_err() {
+                tries += 1;
+                assert!(tries < 100, "{what}: it never ends well");
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+            let (events, queue) = drain(queue).await;
+            let fresh = events.iter().filter(|e| !queue.is_dead(e.seq));
+            let mut fresh: Vec<String> = fresh.map(payload).collect();
+            fresh.sort_unstable();
+            let want: Vec<String> = dead.iter().map(payload).collect();
+            assert_eq!(fresh, want, "{what}: each content once");
+            if all_seen {
+                break;
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_new_event_counts_as_accepted_and_keeps_content_and_time() {
     let disk = SimDisk::new();

@@ -64,6 +64,8 @@ fn held(main: &LogOptions, index: &Index, wanted: &BTreeSet<Seq>) -> io::Result<
     let mut place = index.last_begun_by(first.0);
     // everything up to here was looked at
     let mut seen: Option<Seq> = None;
+    // the segment before, where it was read whole
+    let mut whole: Option<u64> = None;
     while let Some(segment) = place {
         let file = main.disk.open(&path_of(&main.base, segment.begun))?;
         let file: Arc<dyn DiskFile> = file.into();
@@ -75,9 +77,11 @@ fn held(main: &LogOptions, index: &Index, wanted: &BTreeSet<Seq>) -> io::Result<
                 continue;
             }
         };
-        // before the oldest frame there is, and between segments where one could not be read
+        // before the oldest frame there is, and between segments where one could not be read; behind
+        // one that was read to its named end lie seqs whose write failed, and nothing else
         let before = seen.map_or(Seq(0), Seq::next);
-        if seen.is_none_or(|seen| header.last > seen) {
+        let follows = header.previous.is_some_and(|(of, _)| whole == Some(of));
+        if !follows && seen.is_none_or(|seen| header.last > seen) {
             held.extend(wanted.range(before..=header.last.max(before)));
         }
         let mut at = header.last.max(seen.unwrap_or_default());
@@ -100,6 +104,7 @@ fn held(main: &LogOptions, index: &Index, wanted: &BTreeSet<Seq>) -> io::Result<
         }
         // a hole at the end reaches to what the next header says
         seen = (!hole).then_some(at).or(seen);
+        whole = (!hole).then_some(segment.begun);
         place = index.after(Some(segment.begun));
     }
     Ok(held)
