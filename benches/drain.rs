@@ -1,7 +1,7 @@
 //! A backlog drained into a database, beside the database's own bulk loader with the same rows into
-//! the same table: P3 of the goals; and SQLite likewise.
+//! the same table: P3 and P4 of the goals; and SQLite likewise.
 //!
-//! `cargo bench --bench drain [postgres|sqlite]`; see `benches/README.md`.
+//! `cargo bench --bench drain [postgres|mysql|sqlite]`; see `benches/README.md`.
 
 // figures are for people
 #![allow(clippy::cast_precision_loss)]
@@ -28,6 +28,12 @@ mod figures;
 #[allow(dead_code)]
 #[path = "backlog/load.rs"]
 mod load;
+#[path = "drain/mysql.rs"]
+mod mysql;
+#[path = "drain/mysql_server.rs"]
+mod mysql_server;
+#[path = "drain/owner.rs"]
+mod owner;
 #[path = "drain/postgres.rs"]
 mod postgres;
 #[path = "drain/rounds.rs"]
@@ -47,6 +53,7 @@ use figures::short;
 use load::{BATCH, MOST};
 use settings::{Outcome, Settings, from_env};
 
+const MYSQL: &str = "mysql";
 const POSTGRES: &str = "postgres";
 const SQLITE: &str = "sqlite";
 
@@ -78,7 +85,7 @@ fn main() -> ExitCode {
 }
 
 fn measure() -> Outcome<()> {
-    let Some(settings) = Settings::read(&[POSTGRES, SQLITE], 1)? else {
+    let Some(settings) = Settings::read(&[POSTGRES, MYSQL, SQLITE], 1)? else {
         return Ok(());
     };
     let events = events()?;
@@ -90,6 +97,9 @@ fn measure() -> Outcome<()> {
     );
     if settings.wants(POSTGRES) {
         postgres::run(events, settings.rounds)?;
+    }
+    if settings.wants(MYSQL) {
+        mysql::run(events, settings.rounds)?;
     }
     if settings.wants(SQLITE) {
         sqlite::run(events, settings.rounds)?;

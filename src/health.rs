@@ -138,9 +138,12 @@ impl Health {
         let now = self.clock.wall().0;
         let age = |at: i64| (now - at).max(0) as f64 / 1e6;
         let facts = self.facts.clone();
-        let last_error = stats.refusing.clone().or_else(|| self.trouble.borrow().clone());
+        let trouble = self.trouble.borrow().clone();
+        // what the storage says comes first: it may be why appends are refused
+        let last_error = trouble.clone().or_else(|| stats.refusing.clone());
         let mut degraded = facts.degraded;
-        degraded.extend(last_error.clone());
+        degraded.extend(trouble);
+        degraded.extend(stats.refusing.clone());
         let server: BTreeMap<String, String> = (self.server)().into_iter().collect();
         degraded.extend(doubts(&server));
         degraded.extend(stats.parked.iter().map(ToString::to_string));

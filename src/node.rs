@@ -55,6 +55,8 @@ pub enum StartError {
 
 /// How long requests under way may take after the drain.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
+/// How long a write that is under way may take after that.
+const LAST_WRITES: Duration = Duration::from_secs(10);
 
 /// A running node.
 pub struct Node {
@@ -185,7 +187,11 @@ impl Node {
         if let AnyQueue::File(queue) = &*self.queue {
             queue.stop_leasing();
         }
-        let _ = self.writing.await;
+        if tokio::time::timeout(LAST_WRITES, self.writing).await.is_err() {
+            tracing::warn!(
+                "the storage does not answer; what it was sent last is looked at again by the next start"
+            );
+        }
         if let Some(control) = self.control {
             let _ = control.await;
         }

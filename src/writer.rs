@@ -22,6 +22,8 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// How often a parked channel is tried again: a mended one moves within 5 s.
 const RETRY_PARKED: Duration = Duration::from_secs(4);
+/// Most leases of a parked channel that are held at once, each of which has something left.
+const HELD_LEASES: usize = 4;
 /// Most payload bytes in one batch.
 const BATCH_BYTES: usize = 4 << 20;
 /// Most events in one batch where nothing is configured.
@@ -168,7 +170,7 @@ pub async fn run_parked<Q: Queue, S: Storage>(
         for channel in queue.stats().parked.into_iter().map(|parked| parked.channel) {
             let mut have = held.remove(&channel).unwrap_or_default();
             // what waits is tried together with what comes after: a culprit shows by the others
-            if have.left.len() < orders.limit.events {
+            if have.leases.len() < HELD_LEASES && have.has_room(orders.limit) {
                 match queue.lease(&Source::Parked(channel.clone()), orders.limit).await {
                     Ok(lease) => have.add(lease),
                     Err(QueueStopped) => return,
@@ -178,6 +180,10 @@ pub async fn run_parked<Q: Queue, S: Storage>(
                 continue;
             }
             let Some(why) = have.attempt(&worker, &mut stop).await else { return };
+            for lease in have.resolved() {
+                moved = true;
+                queue.ack(lease, &have.dead).await;
+            }
             if !have.left.is_empty() {
                 if let Some(lease) = have.leases.first_mut() {
                     // it is parked already: only the reason is news
@@ -185,10 +191,6 @@ pub async fn run_parked<Q: Queue, S: Storage>(
                 }
                 held.insert(channel, have);
                 continue;
-            }
-            moved = true;
-            for lease in have.leases {
-                queue.ack(lease, &have.dead).await;
             }
         }
         let pause = if moved { Duration::ZERO } else { RETRY_PARKED };
@@ -212,6 +214,18 @@ impl Held {
             self.left.extend(lease.events.iter().cloned());
             self.leases.push(lease);
         }
+    }
+
+    /// Whether what is left is less than a batch.
+    fn has_room(&self, limit: LeaseLimit) -> bool {
+        let bytes: usize = self.left.iter().map(|event| event.payload.len()).sum();
+        self.left.len() < limit.events && bytes < limit.bytes
+    }
+
+    /// The leases of which nothing is left; they are held no more.
+    fn resolved(&mut self) -> Vec<Lease> {
+        let left: BTreeSet<Seq> = self.left.iter().map(|event| event.seq).collect();
+        self.leases.extract_if(.., |l| l.events.iter().all(|e| !left.contains(&e.seq))).collect()
     }
 
     /// One attempt with all that is left; why something still is. `None` where the node stopped first.

@@ -3,8 +3,7 @@
 //! Knows neither replicon nor what is stored.
 
 use std::fs::{File, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::os::unix::process::CommandExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -13,6 +12,7 @@ use replicon::clock::Clock;
 use tempfile::TempDir;
 
 use crate::child::{end_with_parent, send};
+use crate::owner::Owner;
 use crate::settings::Outcome;
 use crate::shell::{Shell, in_path};
 
@@ -52,21 +52,16 @@ impl Server {
     /// Makes one in that directory, which must outlive it, and waits until it answers.
     pub fn start(dir: &Path) -> Outcome<Self> {
         let programs = programs()?;
-        let owner = owner(dir)?;
+        let owner = Owner::of(dir, &["postgres", "nobody"])?;
         let socket = tempfile::Builder::new().prefix("replicon-bench-").tempdir()?;
         let home = dir.join("postgres");
         std::fs::create_dir(&home)?;
-        if let Some((user, group)) = owner {
-            chown(&home, Some(user), Some(group))?;
-            chown(socket.path(), Some(user), Some(group))?;
-            // its way leads through ours
-            std::fs::set_permissions(dir, Permissions::from_mode(0o711))?;
-        }
+        owner.give(dir, &[&home, socket.path()])?;
         std::fs::set_permissions(&home, Permissions::from_mode(0o700))?;
         let data = home.join("data");
-        make_cluster(owned(&programs.join("initdb"), &home, owner), &data)?;
+        make_cluster(owner.command(&programs.join("initdb"), &home), &data)?;
         let log = dir.join("postgres.log");
-        let mut command = owned(&programs.join("postgres"), &home, owner);
+        let mut command = owner.command(&programs.join("postgres"), &home);
         command.arg("-D").arg(&data).arg("-k").arg(socket.path());
         for setting in SETTINGS {
             command.args(["-c", setting]);
@@ -118,16 +113,6 @@ fn make_cluster(mut initdb: Command, data: &Path) -> Outcome<()> {
     Err(format!("initdb failed ({}): {said}", output.status).into())
 }
 
-/// A program as that user, in its directory, with an empty environment.
-fn owned(program: &Path, home: &Path, owner: Option<(u32, u32)>) -> Command {
-    let mut command = Command::new(program);
-    command.current_dir(home).env_clear().stdin(Stdio::null());
-    if let Some((user, group)) = owner {
-        command.uid(user).gid(group);
-    }
-    command
-}
-
 /// The first directory that has all of them: of those in `PATH`, where links may lead elsewhere, then
 /// of the newest package.
 fn programs() -> Outcome<PathBuf> {
@@ -142,22 +127,4 @@ fn programs() -> Outcome<PathBuf> {
     let mut all = linked.chain(packaged.into_iter().map(|(_, dir)| dir));
     let whole = |dir: &PathBuf| PROGRAMS.iter().all(|name| dir.join(name).is_file());
     all.find(whole).ok_or_else(|| MISSING.into())
-}
-
-/// Whom it runs as, and in which group; `None` for whoever we are. PostgreSQL refuses to run as root.
-/// We own the directory.
-fn owner(dir: &Path) -> Outcome<Option<(u32, u32)>> {
-    if std::fs::metadata(dir)?.uid() != 0 {
-        return Ok(None);
-    }
-    let users = std::fs::read_to_string("/etc/passwd")?;
-    let ids = |name: &str| -> Option<(u32, u32)> {
-        let line = users.lines().find(|line| line.split(':').next() == Some(name))?;
-        let mut ids = line.split(':').skip(2);
-        Some((ids.next()?.parse().ok()?, ids.next()?.parse().ok()?))
-    };
-    let found = ids("postgres").or_else(|| ids("nobody"));
-    found.map(Some).ok_or_else(|| {
-        "PostgreSQL does not run as root, and there is neither a user postgres nor nobody".into()
-    })
 }

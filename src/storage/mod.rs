@@ -94,6 +94,9 @@ pub struct StorageError {
 
 /// The code of an error that is the connection's own.
 pub const LOST: &str = "connection";
+/// The code of an error that says that no connection was to be had, or that it was lost before it
+/// carried events.
+pub const CONNECT: &str = "connect";
 
 impl StorageError {
     /// Whether the connection was lost, or never had: an event can be the reason, too.

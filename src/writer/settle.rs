@@ -175,8 +175,19 @@ impl<Q: Queue, S: Storage> Worker<'_, Q, S> {
     async fn store(&self, part: &[Event], stop: &mut watch::Receiver<bool>) -> Option<Stored> {
         let mut backoff = FIRST_BACKOFF;
         let mut waited = Duration::ZERO;
+        let mut last = None;
         let mut losses = 0;
+        let mut lost = false;
         loop {
+            // looked at behind the pause: a server that the part brought down is up again
+            if std::mem::take(&mut lost) && self.passes(part).await {
+                losses += 1;
+                if losses >= LOSSES
+                    && let Some(e) = last.take()
+                {
+                    return Some(Stored::Suspect(e));
+                }
+            }
             let timer = self.report.write_seconds.start_timer();
             let result = self.storage.append(part).await;
             waited += Duration::from_secs_f64(timer.stop_and_record());
@@ -192,12 +203,9 @@ impl<Q: Queue, S: Storage> Worker<'_, Q, S> {
                     return Some(Stored::Stuck(e));
                 }
                 Err(e) => {
-                    let lost = e.is_lost() && self.passes(part).await;
-                    losses = if lost { losses + 1 } else { 0 };
-                    if losses >= LOSSES {
-                        return Some(Stored::Suspect(e));
-                    }
                     note(self.report, Some(&e));
+                    lost = e.is_lost();
+                    last = lost.then_some(e);
                 }
             }
             unless_stopped(stop, crate::task::sleep(backoff)).await?;

@@ -96,6 +96,7 @@ async fn a_letter_whose_append_failed_once_is_put_back_by_the_next_try() {
             disk.fail(None, Fault::Once(fails_at));
             let first = queue.retry_dead(&Filter::default(), &mut |_, _| {}).await;
             let all_seen = first.is_ok() && disk.ops() < fails_at;
+            disk.heal();
             if restart {
                 drop(queue);
                 queue = open(options(&disk));

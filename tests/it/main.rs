@@ -8,6 +8,7 @@ mod cli_check;
 mod crash;
 mod dead;
 mod dialects;
+mod differential;
 mod dlq_commands;
 mod http;
 mod http_codes;

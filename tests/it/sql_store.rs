@@ -13,9 +13,10 @@ use replicon::storage::event_store::{Applied, EventStore, Foreign, StoredRow, Wa
 use replicon::storage::sql::postgres::{Address, Options as ServerOptions, Server};
 use replicon::storage::sql::session::Backend;
 use replicon::storage::sql::sqlite::Database;
-use replicon::storage::sql::{Options, SqlStorage};
+use replicon::storage::sql::{Options, SqlStorage, mysql};
 use replicon::storage::{Contact, Kind, Storage, conformance};
 
+use crate::support::mysql::{Kind as MysqlKind, Mysql, PASSWORD, USER};
 use crate::support::postgres::Postgres;
 use crate::support::sqlite::sqlite;
 use crate::support::wait_until;
@@ -52,7 +53,8 @@ fn options(channels: Vec<Channel>) -> Options {
     }
 }
 
-fn server(postgres: &Postgres, database: &str) -> Server {
+/// How a node in this process reaches a database of PostgreSQL.
+pub fn server(postgres: &Postgres, database: &str) -> Server {
     Server::new(ServerOptions {
         address: Address {
             socket: Some(postgres.socket_dir().to_owned()),
@@ -69,12 +71,39 @@ fn server(postgres: &Postgres, database: &str) -> Server {
     })
 }
 
+/// How a node in this process reaches a database of MySQL or MariaDB.
+pub fn mysql_server(mysql: &Mysql, database: &str) -> mysql::Server {
+    mysql::Server::new(mysql::Options {
+        address: mysql::Address {
+            socket: Some(mysql.socket()),
+            user: USER.to_owned(),
+            password: Some(PASSWORD.to_owned()),
+            database: database.to_owned(),
+            ssl_mode: "preferred",
+            ..mysql::Address::default()
+        },
+        connect_timeout: Duration::from_secs(10),
+        max_open: 8,
+        lifetime: None,
+        origin_lock: true,
+        largest_event: 1 << 20,
+    })
+}
+
 /// The session that held the lock ends a moment after its storage.
 fn wait_unlocked(postgres: &Postgres, database: &str) {
     let sql = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
     wait_until(Duration::from_secs(10), "no lock", || match postgres.psql(database, sql).trim() {
         "0" => Ok(()),
         other => Err(other.to_owned()),
+    });
+}
+
+/// As [`wait_unlocked`], of a server of MySQL or MariaDB: until nobody is there any more.
+fn wait_alone(mysql: &Mysql) {
+    wait_until(Duration::from_secs(10), "no session", || match &mysql.sessions()[..] {
+        [] => Ok(()),
+        others => Err(format!("{others:?}")),
     });
 }
 
@@ -103,6 +132,31 @@ async fn postgres_conforms() {
     wait_unlocked(&postgres, "conforms");
     let storage = SqlStorage::new(server(&postgres, "events"), options(vec![raw("events_raw")]));
     conformance::event_store(&storage).await;
+}
+
+async fn conforms(kind: MysqlKind) {
+    let mysql = Mysql::start(kind);
+    mysql.database("conforms");
+    let open = || {
+        wait_alone(&mysql);
+        let storage =
+            SqlStorage::new(mysql_server(&mysql, "conforms"), options(vec![raw("events_raw")]));
+        async { storage }
+    };
+    conformance::all(open, || pairs(&mysql.sql("conforms", ALL))).await;
+    mysql.database("events");
+    let storage = SqlStorage::new(mysql_server(&mysql, "events"), options(vec![raw("events_raw")]));
+    conformance::event_store(&storage).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mariadb_conforms() {
+    conforms(MysqlKind::MariaDb).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mysql_conforms() {
+    conforms(MysqlKind::MySql).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,6 +255,35 @@ async fn structured_rows_stand_once_wherever_they_stand_on_postgres() {
         let shown = postgres.psql(name, "SET timezone = 'UTC'; SET datestyle = 'ISO'; SELECT at, ip, n, tags FROM reports WHERE origin_seq = 1 AND origin_dc = 'dc1'");
         assert_eq!(shown.trim(), r#"2026-02-19 12:00:00.5+00|10.0.0.1|1.10|{a,"b \"c\"",NULL}"#);
     }
+}
+
+async fn structured_rows_of(kind: MysqlKind) {
+    let mysql = Mysql::start(kind);
+    for (store_raw, name) in [(false, "structured"), (true, "copies")] {
+        mysql.database(name);
+        let channels = vec![raw("events_raw"), structured(store_raw)];
+        let storage = SqlStorage::new(mysql_server(&mysql, name), options(channels));
+        structured_rows(&storage, store_raw).await;
+        let sql = "SELECT at, ip, n, tags FROM reports WHERE origin_seq = 1 AND origin_dc = 'dc1'";
+        let shown = mysql.sql(name, sql);
+        let tags = match kind {
+            MysqlKind::MariaDb => r#"["a","b \"c\"",null]"#,
+            // which writes it anew
+            MysqlKind::MySql => r#"["a", "b \"c\"", null]"#,
+        };
+        let n = "1.100000000000000000000000000000";
+        assert_eq!(shown, format!("2026-02-19 12:00:00.500000|10.0.0.1|{n}|{tags}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn structured_rows_stand_once_wherever_they_stand_on_mariadb() {
+    structured_rows_of(MysqlKind::MariaDb).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn structured_rows_stand_once_wherever_they_stand_on_mysql() {
+    structured_rows_of(MysqlKind::MySql).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -26,6 +26,8 @@ use crate::queue::{DeadLetterError, DeadReason};
 
 /// Less than this of settled letters is not worth clearing away.
 const WORTH_PURGING: u64 = 1 << 20;
+/// So many bytes share a sync when letters are copied.
+const COPIED_AT_ONCE: u64 = 1 << 20;
 
 struct Inner {
     options: LogOptions,
@@ -43,6 +45,13 @@ struct Entry {
     state: DeadState,
     /// Of the letter; 0 once its content is gone.
     size: u64,
+}
+
+/// Letters on their way into another segment.
+#[derive(Default)]
+struct Group {
+    frames: Vec<Frame>,
+    bytes: u64,
 }
 
 /// The dead letters of a node.
@@ -237,18 +246,22 @@ impl DeadLetters {
     /// Whether so much is settled that it should be cleared away.
     #[must_use]
     pub fn wants_purge(&self) -> bool {
+        // each mark would wait for a pass to end, and each append for its mark
+        if self.is_redriving() {
+            return false;
+        }
         let inner = self.lock();
         let full = inner.bytes + WORTH_PURGING > self.max_bytes;
         inner.settled > 0 && (full || inner.settled > WORTH_PURGING.max(inner.bytes / 2))
     }
 
     /// Clears settled letters away. Of those whose event can still be redelivered, which are the seqs
-    /// above `gone`, the state is kept: it would be stored after all. What is damaged goes too, once
-    /// somebody has `acknowledged` it; before that nothing is cleared away.
+    /// above `gone`, the state is kept: it would be stored after all. What cannot be read goes too: the
+    /// caller has looked.
     ///
     /// # Errors
     /// What the disk says; then everything is as it was, but for a segment that repeats some of it.
-    pub fn purge(&self, gone: Seq, acknowledged: bool) -> io::Result<()> {
+    pub fn purge(&self, gone: Seq) -> io::Result<()> {
         let mut inner = self.lock();
         let options = inner.options.clone();
         let Segments { readable: old, unreadable, highest } =
@@ -258,7 +271,7 @@ impl DeadLetters {
         inner.log.start_over(free)?;
         let before = inner.bytes;
         inner.bytes = 0;
-        let kept = self.copy_kept(&mut inner, &old, gone, acknowledged);
+        let kept = self.copy_kept(&mut inner, &old, gone);
         if let Err(e) = kept {
             inner.bytes += before;
             return Err(e);
@@ -271,7 +284,6 @@ impl DeadLetters {
         }
         self.count.store(entries.len(), Ordering::Release);
         drop(entries);
-        let unreadable = unreadable.into_iter().filter(|_| acknowledged);
         for begun in old.iter().map(|segment| segment.begun).chain(unreadable) {
             options.disk.remove(&path_of(&options.base, begun))?;
         }
@@ -279,32 +291,29 @@ impl DeadLetters {
     }
 
     /// Copies what is still needed of `old` behind what stands in the new segment, and syncs it.
-    fn copy_kept(
-        &self,
-        inner: &mut Inner,
-        old: &[Segment],
-        gone: Seq,
-        acknowledged: bool,
-    ) -> io::Result<()> {
+    fn copy_kept(&self, inner: &mut Inner, old: &[Segment], gone: Seq) -> io::Result<()> {
         let entries = self.entries().clone();
         let mut names = Names::default();
+        let mut group = Group::default();
         for segment in old {
-            each_item(segment, &mut names, &mut |item| match item {
-                Item::Letter(_, why, event) => match entries.get(&event.seq) {
-                    Some(entry) if !entry.state.is_settled() => {
-                        let body = Body::dead(&event, &why);
-                        let load = Load { events: 1, bytes: body.bytes.len() as u64 };
-                        let counts = Some((event.channel, load));
-                        inner.write(vec![Frame { first: event.seq, body, counts }])
-                    }
-                    _ => Ok(()),
-                },
-                Item::Mark(..) => Ok(()),
-                Item::Hole if acknowledged => Ok(()),
-                Item::Hole => Err(io::Error::other(
-                    "the dead-letter log is damaged: nothing is cleared away before `replicon log repair --acknowledge`",
-                )),
+            each_item(segment, &mut names, &mut |item| {
+                let Item::Letter(_, why, event) = item else { return Ok(()) };
+                if entries.get(&event.seq).is_none_or(|entry| entry.state.is_settled()) {
+                    return Ok(());
+                }
+                let body = Body::dead(&event, &why);
+                let load = Load { events: 1, bytes: body.bytes.len() as u64 };
+                let counts = Some((event.channel, load));
+                group.bytes += load.bytes;
+                group.frames.push(Frame { first: event.seq, body, counts });
+                if group.bytes < COPIED_AT_ONCE {
+                    return Ok(());
+                }
+                inner.write(std::mem::take(&mut group).frames)
             })?;
+        }
+        if !group.frames.is_empty() {
+            inner.write(group.frames)?;
         }
         let marked = entries.iter().filter(|(seq, entry)| match entry.state {
             DeadState::Dead => false,

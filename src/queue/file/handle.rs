@@ -13,7 +13,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::ack::{AckRecord, Tracker, WRITER};
 use super::appender::{Inbox, Pending, SyncMode};
-use super::dead::DeadLetters;
+use super::dead::{DeadLetters, damage_of};
 use super::log::{Index, LogOptions};
 use super::parked::ParkedLog;
 use super::parking::{Parking, Read, by_channel};
@@ -36,6 +36,8 @@ use crate::task;
 
 /// How often acks are made durable: a hint, so losing the last ones costs a replay and no more.
 const KEEP_EVERY: Duration = Duration::from_millis(200);
+/// The first pause after settled dead letters could not be cleared away; it doubles, to an hour.
+const PURGE_AGAIN: Duration = Duration::from_secs(60);
 
 /// What the parts of the queue share.
 pub struct Shared {
@@ -191,7 +193,18 @@ impl Shared {
 
     /// Clears settled dead letters away.
     pub(super) fn purge_settled(&self) -> std::io::Result<()> {
-        self.dead.purge(self.gone_below(), self.letters_whole())
+        // what cannot be read now would be gone with the old segments
+        for damage in damage_of(&*self.disk, self.dead.base())? {
+            if self.report(&damage)? {
+                tracing::error!(segment = damage.segment, "the log is damaged: {damage}");
+            }
+        }
+        if !self.letters_whole() {
+            return Err(std::io::Error::other(
+                "dead letters are damaged: nothing is cleared away before `replicon log repair --acknowledge`",
+            ));
+        }
+        self.dead.purge(self.gone_below())
     }
 
     /// Whether no dead letters are damaged that nobody has acknowledged.
@@ -200,18 +213,26 @@ impl Shared {
     }
 
     /// Clears settled dead letters away where they take up too much.
-    fn purge_dead(&self) {
-        if self.letters_whole()
-            && self.dead.wants_purge()
-            && let Err(e) = self.purge_settled()
-        {
-            tracing::error!("settled dead letters cannot be cleared away: {e}");
+    fn purge_dead(&self, pause: &mut Pause) {
+        let now = self.clock.mono();
+        if now < pause.until || !self.letters_whole() || !self.dead.wants_purge() {
+            return;
+        }
+        match self.purge_settled() {
+            Ok(()) => *pause = Pause::default(),
+            Err(e) => {
+                // a pass that failed half-way has taken room
+                pause.length = (pause.length * 2).clamp(PURGE_AGAIN, PURGE_AGAIN * 60);
+                pause.until = now + pause.length;
+                tracing::error!("settled dead letters cannot be cleared away: {e}");
+            }
         }
     }
 
     pub(super) fn keep_until_stopped(&self) {
         let (stop, bell) = &self.keeper;
         let mut failing = false;
+        let mut purge = Pause::default();
         loop {
             let stopping = {
                 let guard = lock(stop);
@@ -219,7 +240,8 @@ impl Shared {
                 *wait.unwrap_or_else(PoisonError::into_inner).0
             };
             self.look_ahead();
-            self.purge_dead();
+            self.settle_abandoned();
+            self.purge_dead(&mut purge);
             match self.keep() {
                 Ok(()) => failing = false,
                 Err(e) if !failing => {
@@ -237,6 +259,13 @@ impl Shared {
             }
         }
     }
+}
+
+/// When something that failed is tried again, by the monotonic clock.
+#[derive(Default)]
+struct Pause {
+    until: Duration,
+    length: Duration,
 }
 
 /// The file queue. See [`crate::queue::Queue`] for its contract.

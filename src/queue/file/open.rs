@@ -181,8 +181,6 @@ impl Recovered {
         damage.extend(self.parked.iter().flat_map(|found| found.damage.iter().cloned()));
         damage.extend(self.dead.damage().iter().cloned());
         report(&damage, &mut state, &options)?;
-        redrive::settle(&self.dead, &self.main_options, &self.main.index, &self.main.end.carried)
-            .map_err(at(&options.path))?;
         let accounts = Accounts::new(options.ceilings, options.clock.clone());
         let parked_loads = self.parked.iter().flat_map(|found| found.unreleased.clone());
         for (channel, load) in self.main.unreleased().into_iter().chain(parked_loads) {
@@ -193,6 +191,11 @@ impl Recovered {
         let carried = std::mem::take(&mut self.main.end.carried);
         let first_carried = carried.first().map(|frame| frame.first);
         let begun = begin(&mut log, &mut seqs, &mut state, carried);
+        if begun.is_ok() {
+            // what was only found in the page cache is durable by now
+            redrive::settle(&self.dead, &self.main_options, &self.main.index)
+                .map_err(at(&options.path))?;
+        }
         let ack = ack_slots(slots, ack, &options)?;
         let deliverable = deliverable(&mut reader, first_carried.unwrap_or(seqs.peek()));
         let parking = parking(&self.main_options, self.parked);

@@ -125,8 +125,9 @@ impl ParkedLog {
     }
 
     fn settle(&mut self) -> io::Result<()> {
-        if let Some((next, carried)) = &self.unsettled {
-            self.log.begin(*next, carried.clone())?;
+        if let Some((next, carried)) = &mut self.unsettled {
+            // where that fails the log keeps them for the next try
+            self.log.begin(*next, std::mem::take(carried))?;
             self.unsettled = None;
         }
         Ok(())

@@ -117,7 +117,7 @@ impl Reader {
     /// What the disk says, with nothing taken; asked again, the reader goes on where it was.
     pub fn read(&mut self, limit: LeaseLimit) -> io::Result<Reading> {
         let mut reading = std::mem::take(&mut self.kept);
-        let mut bytes = 0;
+        let mut bytes = reading.events.iter().map(|event| event.payload.len()).sum();
         loop {
             if self.open.is_none() {
                 match self.advance(&mut reading) {

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::dead::{DeadLetter, DeadLetters, DeadState, Filter, read_all};
 use super::handle::{FileQueue, Shared, lock};
-use super::log::{Frame, Index, LogOptions};
+use super::log::{Index, LogOptions};
 use super::record::Kind;
 use super::segment::{Frames, Header, HeaderError, Step, path_of};
 use crate::event::{Batch, Seq};
@@ -25,22 +25,13 @@ const AT_ONCE: usize = 256;
 
 /// Decides what became of letters that were being put back: those whose new seq the log holds are put
 /// back, the others are dead as before.
-pub(super) fn settle(
-    dead: &DeadLetters,
-    main: &LogOptions,
-    index: &Index,
-    carried: &[Frame],
-) -> io::Result<()> {
+pub(super) fn settle(dead: &DeadLetters, main: &LogOptions, index: &Index) -> io::Result<()> {
     let open = dead.redriving();
     if open.is_empty() {
         return Ok(());
     }
     let wanted: BTreeSet<Seq> = open.iter().map(|(_, new)| *new).collect();
-    let mut held = held(main, index, &wanted)?;
-    for frame in carried.iter().filter(|f| f.body.count > 0) {
-        let last = Seq(frame.first.0 + u64::from(frame.body.count) - 1);
-        held.extend(wanted.range(frame.first..=last));
-    }
+    let held = held(main, index, &wanted)?;
     let settled = |(old, new): &(Seq, Seq)| {
         let state = if held.contains(new) { DeadState::Redriven(*new) } else { DeadState::Dead };
         (*old, state)
@@ -48,7 +39,7 @@ pub(super) fn settle(
     let marks: Vec<_> = open.iter().map(settled).collect();
     let there = marks.iter().filter(|(_, state)| *state != DeadState::Dead).count();
     tracing::warn!(
-        "{} dead letters were being put back when this node stopped: {there} stand in the log, {} {} dead as before",
+        "{} dead letters were being put back when that broke off: {there} stand in the log, {} {} dead as before",
         marks.len(),
         marks.len() - there,
         if marks.len() - there == 1 { "is" } else { "are" }
@@ -111,11 +102,23 @@ fn held(main: &LogOptions, index: &Index, wanted: &BTreeSet<Seq>) -> io::Result<
 }
 
 impl Shared {
+    /// A letter whose append failed is settled when the log goes on: while any is being put back no
+    /// segment is deleted.
+    pub(super) fn settle_abandoned(&self) {
+        if self.dead.is_redriving()
+            && let Ok(_nobody_puts_back) = self.redriving.try_lock()
+            && self.refusing().is_none()
+            && let Err(e) = self.settle_redriving()
+        {
+            tracing::error!("{e}");
+        }
+    }
+
     fn settle_redriving(&self) -> Result<(), String> {
         if let Some(why) = self.refusing() {
             return Err(format!("the log takes no appends: {why}"));
         }
-        settle(&self.dead, &self.main, &self.index, &[])
+        settle(&self.dead, &self.main, &self.index)
             .map_err(|e| format!("what was put back earlier cannot be looked up: {e}"))
     }
 

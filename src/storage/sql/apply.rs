@@ -48,6 +48,7 @@ impl<B: Backend> Inner<B> {
                 channel: Some(foreign.channel.clone()),
             });
         }
+        in_order(foreign)?;
         let ready = self.ready().await?;
         let moments: Vec<String> =
             foreign.rows.iter().map(|row| timestamptz(row.received_at)).collect();
@@ -69,21 +70,21 @@ impl<B: Backend> Inner<B> {
                     meetings += 1;
                     continue;
                 }
-                Err(e) => self.judge_page(e, &foreign.channel),
+                Err(e) => Self::judge_page(e, &foreign.channel),
             };
             return Err(e);
         }
     }
 
     /// What fails there is no outage where it names the data or the table: the channel stops.
-    fn judge_page(&self, e: SqlError, channel: &ChannelName) -> StorageError {
-        let of_channel = matches!(e.class, Class::Fatal | Class::Reject | Class::AlreadyThere);
-        let mut judged = self.judge(e, None);
-        if of_channel {
-            judged.kind = Kind::Fatal;
-            judged.channel = Some(channel.clone());
+    fn judge_page(e: SqlError, channel: &ChannelName) -> StorageError {
+        let SqlError { class, code, text } = e;
+        match class {
+            Class::Fatal | Class::Reject | Class::AlreadyThere => {
+                StorageError { kind: Kind::Fatal, code, text, channel: Some(channel.clone()) }
+            }
+            Class::Locked | Class::Retry | Class::RetryAtOnce => StorageError::retry(code, text),
         }
-        judged
     }
 
     fn plan_of<'a>(&self, foreign: &'a Foreign, moments: &'a [String]) -> Plan<'a> {
@@ -129,9 +130,8 @@ impl<B: Backend> Inner<B> {
         plan: &mut Plan<'_>,
         careful: bool,
     ) -> Result<Option<Applied>, SqlError> {
-        let mut session = self.backend.begin().await?;
+        let mut session = self.begin(ready).await.map_err(|(e, _)| e)?;
         let taken = async {
-            self.guard(&mut session, ready, false).await?;
             if !self.move_cursor(&mut session, foreign).await? {
                 return Ok(Some(Applied { stale: true, ..Applied::default() }));
             }
@@ -190,7 +190,7 @@ impl<B: Backend> Inner<B> {
             let rows = rows.iter().filter(|row| !aside.contains_key(&seq_of(row)));
             let rows: Vec<&Record<'_>> = rows.collect();
             if !careful {
-                session.store(table, &rows).await?;
+                self.store_rows(session, table, &rows).await?;
                 continue;
             }
             let standing = self.standing(session, table, &rows).await?;
@@ -199,12 +199,44 @@ impl<B: Backend> Inner<B> {
             aside.extend(others.map(|(seq, _)| (*seq, Aside::Conflict)));
             let missing = rows.into_iter().filter(|row| !standing.contains_key(&seq_of(row)));
             let missing: Vec<&Record<'_>> = missing.collect();
-            store_halving(session, table, &missing, aside).await?;
+            self.store_halving(session, table, &missing, aside).await?;
             if at > 0 && aside.len() > known {
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// Stores what the table takes; halves what it refuses, down to the rows that are to blame.
+    async fn store_halving(
+        &self,
+        session: &mut B::Session,
+        table: &Table,
+        rows: &[&Record<'_>],
+        aside: &mut BTreeMap<Seq, Aside>,
+    ) -> Result<(), SqlError> {
+        let mut open = vec![rows];
+        while let Some(rows) = open.pop() {
+            if rows.is_empty() {
+                continue;
+            }
+            session.execute(SAVEPOINT, &[]).await?;
+            match self.store_rows(session, table, rows).await {
+                Ok(()) => {}
+                Err(e) if matches!(e.class, Class::Reject | Class::AlreadyThere) => {
+                    session.execute(UNDO, &[]).await?;
+                    if let [row] = rows {
+                        aside.insert(seq_of(row), Aside::Quarantine(e.to_string()));
+                    } else {
+                        let (left, right) = rows.split_at(rows.len() / 2);
+                        open.extend([right, left]);
+                    }
+                }
+                Err(e) => return Err(e),
+            }
+            session.execute(FORGET, &[]).await?;
+        }
+        Ok(())
     }
 
     /// Records what does not stand in its tables, each once.
@@ -288,37 +320,22 @@ impl<B: Backend> Inner<B> {
     }
 }
 
-pub(super) fn name<'a>(name: &'a ChannelName) -> Param<'a> {
-    Param::Text(name.as_str().into())
+/// A page's rows rise and lie not beyond where its cursor will stand, which never goes back.
+fn in_order(foreign: &Foreign) -> Result<(), StorageError> {
+    let before = foreign.expect.unwrap_or(Seq(0));
+    let rising = foreign.rows.windows(2).all(|pair| pair[0].seq < pair[1].seq);
+    let within = foreign.rows.last().is_none_or(|row| row.seq <= foreign.to);
+    if rising && within && foreign.to >= before {
+        return Ok(());
+    }
+    Err(StorageError {
+        kind: Kind::Reject,
+        code: "page".to_owned(),
+        text: format!("the rows of {} do not follow each other", foreign.origin),
+        channel: Some(foreign.channel.clone()),
+    })
 }
 
-/// Stores what the table takes; halves what it refuses, down to the rows that are to blame.
-async fn store_halving<S: Session>(
-    session: &mut S,
-    table: &Table,
-    rows: &[&Record<'_>],
-    aside: &mut BTreeMap<Seq, Aside>,
-) -> Result<(), SqlError> {
-    let mut open = vec![rows];
-    while let Some(rows) = open.pop() {
-        if rows.is_empty() {
-            continue;
-        }
-        session.execute(SAVEPOINT, &[]).await?;
-        match session.store(table, rows).await {
-            Ok(()) => {}
-            Err(e) if matches!(e.class, Class::Reject | Class::AlreadyThere) => {
-                session.execute(UNDO, &[]).await?;
-                if let [row] = rows {
-                    aside.insert(seq_of(row), Aside::Quarantine(e.to_string()));
-                } else {
-                    let (left, right) = rows.split_at(rows.len() / 2);
-                    open.extend([right, left]);
-                }
-            }
-            Err(e) => return Err(e),
-        }
-        session.execute(FORGET, &[]).await?;
-    }
-    Ok(())
+pub(super) fn name<'a>(name: &'a ChannelName) -> Param<'a> {
+    Param::Text(name.as_str().into())
 }

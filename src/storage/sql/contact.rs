@@ -15,7 +15,7 @@ use super::table::{Index, Table, plan, reading_index, replicon_node, replicon_re
 use super::value::timestamptz;
 use super::{Inner, seq_param, whose};
 use crate::event::Seq;
-use crate::storage::{Kind, StorageError};
+use crate::storage::{CONNECT, Kind, StorageError};
 use crate::task;
 
 /// How often the holder of an origin shows that it lives.
@@ -52,13 +52,19 @@ impl<B: Backend> Inner<B> {
             return Ok(ready);
         }
         let origin = self.options.origin.as_str();
+        // who lost the row may have lost the lock before
+        if let Some(held) = &mut *lock
+            && !matches!(tokio::time::timeout(PING, held.ping()).await, Ok(Ok(())))
+        {
+            *lock = None;
+        }
         if lock.is_none() {
             let taken = self.backend.lock(origin).await.map_err(outage)?;
             *lock = Some(taken.ok_or_else(|| held_elsewhere(origin))?);
         }
         let made = self.make().await;
         if let Err(e) = &made
-            && e.is_lost()
+            && (e.is_lost() || e.code == CONNECT)
         {
             // whoever holds no connection may hold no lock either
             *lock = None;
@@ -123,12 +129,14 @@ impl<B: Backend> Inner<B> {
     async fn prepare_tables(&self) -> Result<(), StorageError> {
         let first = !self.state().kept;
         for table in plan(&self.options.registry) {
-            let difference = self.prepare(&table, first).await.map_err(outage)?;
-            if difference.misfits.is_empty() {
-                continue;
-            }
-            let text = misfit_text(&table, &difference);
             let of_channel = self.targets.structured.values().any(|t| t.name == table.name);
+            let text = match self.prepare(&table, first).await {
+                Ok(difference) if difference.misfits.is_empty() => continue,
+                Ok(difference) => misfit_text(&table, &difference),
+                // of one table alone: the channels of the others go on
+                Err(e) if of_channel && !is_outage(e.class) => format!("table {}: {e}", table.name),
+                Err(e) => return Err(outage(e)),
+            };
             if !of_channel {
                 return Err(StorageError::retry("schema", text));
             }
@@ -195,14 +203,22 @@ impl<B: Backend> Inner<B> {
             if !self.state().suspects.contains(&part.table.name) {
                 continue;
             }
-            let difference = self.prepare(&part.table, false).await.map_err(outage)?;
-            if !difference.misfits.is_empty() {
-                return Err(StorageError {
-                    kind: Kind::Fatal,
-                    code: "schema".to_owned(),
-                    text: misfit_text(&part.table, &difference),
-                    channel: part.channel.clone(),
-                });
+            let stuck = |code: String, text: String| StorageError {
+                kind: Kind::Fatal,
+                code,
+                text,
+                channel: part.channel.clone(),
+            };
+            match self.prepare(&part.table, false).await {
+                Ok(difference) if difference.misfits.is_empty() => {}
+                Ok(difference) => {
+                    let text = misfit_text(&part.table, &difference);
+                    return Err(stuck("schema".to_owned(), text));
+                }
+                Err(e) if is_outage(e.class) => return Err(outage(e)),
+                Err(e) => {
+                    return Err(stuck(e.code, format!("table {}: {}", part.table.name, e.text)));
+                }
             }
             self.state().suspects.remove(&part.table.name);
             tracing::info!(
@@ -227,7 +243,9 @@ impl<B: Backend> Inner<B> {
         if let Some(row) = rows.first() {
             let (owner, host) = (text(row, 1), text(row, 4));
             let alive = self.released(session).await.map_err(outage)?.get(ALIVE).copied();
-            if owner != node_id && alive.is_some_and(|at| at + SILENCE_MS > now_ms) {
+            // a clock that was ahead once is no sign of life
+            let lives = |at: u64| at + SILENCE_MS > now_ms && at < now_ms + 2 * SILENCE_MS;
+            if owner != node_id && alive.is_some_and(lives) {
                 return Err(StorageError::retry(
                     "origin",
                     format!(
@@ -284,11 +302,21 @@ impl<B: Backend> Inner<B> {
     async fn last(&self, session: &mut B::Session) -> Result<Option<Seq>, SqlError> {
         let mut last = None;
         for table in self.targets.structured.values().chain([&self.targets.raw]) {
-            if self.columns_of(session, &table.name).await?.is_empty() {
+            // one that is out of order holds nobody up
+            let suspect = self.state().suspects.contains(&table.name);
+            if suspect || self.columns_of(session, &table.name).await?.is_empty() {
                 continue;
             }
             let sql = self.backend.dialect().last_seq(table);
-            let rows = session.rows(&sql, &[self.origin()]).await?;
+            let rows = session.rows(&sql, &[self.origin()]).await;
+            if let Err(e) = &rows
+                && (e.class == Class::Locked || !is_outage(e.class))
+                && table.name != self.targets.raw.name
+            {
+                // passed over by the next contact, which is at once
+                self.state().suspects.insert(table.name.clone());
+            }
+            let rows = rows?;
             let seq = rows.into_iter().flatten().flatten().next().and_then(|seq| seq.parse().ok());
             last = last.max(seq.map(Seq));
         }
@@ -363,7 +391,7 @@ async fn keep<B: Backend>(storage: Weak<Inner<B>>) {
                 storage.options.origin
             );
             *lock = None;
-            storage.forget();
+            storage.state().ready = None;
         } else if let Ok(Err(e)) = tokio::time::timeout(PING, storage.beat()).await {
             tracing::debug!("no heartbeat: {e}");
         }
@@ -382,6 +410,11 @@ fn held_elsewhere(origin: &str) -> StorageError {
             "another node holds the origin {origin} in this database: two nodes must never share a node_name; events wait here meanwhile"
         ),
     )
+}
+
+/// Whether an error is about the server, not about a table.
+fn is_outage(class: Class) -> bool {
+    matches!(class, Class::Retry | Class::RetryAtOnce | Class::Locked)
 }
 
 /// What fails before events are written is no event's fault.

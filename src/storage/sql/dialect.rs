@@ -184,10 +184,11 @@ pub trait Dialect: Send + Sync {
             (2..count + 2).map(|place| self.placeholder(place, ColumnType::Seq)).collect();
         let seq = self.quote("origin_seq");
         format!(
-            "{} WHERE {} AND {seq} IN ({}) ORDER BY {seq}",
+            "{} WHERE {} AND {seq} IN ({}) ORDER BY {}",
             select(self, table),
             compare(self, "origin_dc", "=", 1, ColumnType::OriginDc),
             seqs.join(", "),
+            by_seq(self, table)
         )
     }
 
@@ -201,7 +202,7 @@ pub trait Dialect: Send + Sync {
             compare(self, "channel", "=", 2, ColumnType::ChannelName),
             compare(self, "origin_seq", ">=", 3, ColumnType::Seq),
             compare(self, "origin_seq", "<=", 4, ColumnType::Seq),
-            self.quote("origin_seq"),
+            by_seq(self, table),
             self.placeholder(5, ColumnType::BigInt)
         )
     }
@@ -366,6 +367,12 @@ fn texts<D: Dialect + ?Sized>(dialect: &D, columns: &[Column]) -> String {
 
 fn select<D: Dialect + ?Sized>(dialect: &D, table: &Table) -> String {
     format!("SELECT {} FROM {}", texts(dialect, &table.columns), dialect.quote(&table.name))
+}
+
+/// The order of the seqs. With the table's name: a bare one could mean the text that is selected, and
+/// "10" stands before "9".
+fn by_seq<D: Dialect + ?Sized>(dialect: &D, table: &Table) -> String {
+    format!("{}.{}", dialect.quote(&table.name), dialect.quote("origin_seq"))
 }
 
 /// A column beside a parameter: a condition, or an assignment.

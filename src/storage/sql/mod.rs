@@ -9,6 +9,7 @@ mod apply;
 pub mod contact;
 pub mod dialect;
 pub mod mysql;
+mod pooled;
 pub mod postgres;
 mod replay;
 pub mod report;
@@ -31,7 +32,19 @@ use crate::event::{ChannelName, Event, Origin, Seq};
 use contact::Ready;
 use dialect::Class;
 use route::{Moments, Part, Targets, route};
-use session::{Backend, Param, Record, Session, SqlError, TextRow};
+use session::{Backend, NO_SIEVE, Param, Record, Session, SqlError, TextRow};
+use table::Table;
+
+/// Where an error came up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    /// Before events were written.
+    Before,
+    /// While this part was.
+    Part(usize),
+    /// When all were.
+    Commit,
+}
 
 /// Two transactions that meet are tried again at once, so often.
 const MEETINGS: usize = 20;
@@ -92,8 +105,12 @@ impl<B: Backend> Inner<B> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn forget(&self) {
-        self.state().ready = None;
+    /// The contact of this epoch is none any more; a newer one stands.
+    fn forget(&self, epoch: u64) {
+        let mut state = self.state();
+        if state.ready.as_ref().is_some_and(|ready| ready.epoch == epoch) {
+            state.ready = None;
+        }
     }
 
     /// Holds the origin's row to the end of the transaction; an error where it is not ours any more.
@@ -105,7 +122,7 @@ impl<B: Backend> Inner<B> {
     ) -> Result<(), SqlError> {
         let dialect = self.backend.dialect();
         let sql = if exclusive { dialect.node_row_exclusive() } else { dialect.node_row_share() };
-        let rows = session.rows(&sql, &[self.origin()]).await?;
+        let rows = session.rows(&sql, &[self.origin()]).await.map_err(SqlError::before_events)?;
         let ours = |row: &TextRow| {
             row.get(1).cloned().flatten().as_deref() == Some(&ready.node_id)
                 && row.get(2).cloned().flatten() == Some(ready.epoch.to_string())
@@ -113,7 +130,7 @@ impl<B: Backend> Inner<B> {
         if rows.first().is_some_and(ours) {
             return Ok(());
         }
-        self.forget();
+        self.forget(ready.epoch);
         Err(SqlError {
             class: Class::Retry,
             code: "origin lock".to_owned(),
@@ -134,74 +151,129 @@ impl<B: Backend> Inner<B> {
         let Options { origin, registry, .. } = &self.options;
         let parts = route(events, &moments, origin, registry, &self.targets)?;
         self.look_at_suspects(&parts).await?;
-        if self.expects_refusals(&parts) {
-            return self.sift(&ready, parts).await;
+        // of a lone row its table alone can tell
+        let many = events.len() > 1;
+        let mut sieve = many;
+        if many && self.expects_refusals(&parts) {
+            match self.sift(&ready, &parts).await {
+                Err(e) if e.code == NO_SIEVE => sieve = false,
+                sifted => return sifted,
+            }
         }
         let mut meetings = 0;
         loop {
-            let Err((e, part)) = self.store(&ready, &parts).await else { return Ok(Vec::new()) };
+            let Err((e, at)) = self.store(&ready, &parts).await else { return Ok(Vec::new()) };
             meetings += 1;
-            match (e.class, part) {
+            match (e.class, at) {
                 (Class::RetryAtOnce, _) if meetings < MEETINGS => {}
-                (Class::Reject, Some(at))
-                    if e.code != replay::CONFLICT && parts[at].rows.len() > 1 =>
+                (Class::Reject, At::Part(part))
+                    if sieve && e.code != replay::CONFLICT && parts[part].rows.len() > 1 =>
                 {
-                    return self.sift(&ready, parts).await;
+                    return match self.sift(&ready, &parts).await {
+                        Err(none) if none.code == NO_SIEVE => Err(self.judge(e, at, &parts)),
+                        sifted => sifted,
+                    };
                 }
-                _ => return Err(self.judge(e, part.map(|at| &parts[at]))),
+                _ => return Err(self.judge(e, at, &parts)),
             }
         }
     }
 
-    /// One transaction; the error names the part that it is about.
-    async fn store(
-        &self,
-        ready: &Ready,
-        parts: &[Part<'_>],
-    ) -> Result<(), (SqlError, Option<usize>)> {
-        let general = |e| (e, None);
-        let mut session = self.backend.begin().await.map_err(general)?;
-        if let Err(e) = self.guard(&mut session, ready, false).await {
-            session.rollback().await;
-            return Err((e, None));
-        }
+    /// One transaction; the error says where it came up.
+    async fn store(&self, ready: &Ready, parts: &[Part<'_>]) -> Result<(), (SqlError, At)> {
+        let mut session = self.begin(ready).await?;
         for (at, part) in parts.iter().enumerate() {
             let rows: Vec<&Record<'_>> = part.rows.iter().collect();
-            match session.store(&part.table, &rows).await {
-                Ok(()) => {}
-                Err(e) => {
-                    session.rollback().await;
-                    if e.class == Class::AlreadyThere {
-                        return self.replay(ready, parts).await;
-                    }
-                    return Err((e, Some(at)));
+            if let Err(e) = self.store_rows(&mut session, &part.table, &rows).await {
+                session.rollback().await;
+                if e.class == Class::AlreadyThere {
+                    return self.replay(ready, parts, &BTreeSet::new()).await;
                 }
+                return Err((e, At::Part(at)));
             }
         }
-        session.commit().await.map_err(general)
+        session.commit().await.map_err(|e| (e, At::Commit))
+    }
+
+    /// A transaction that holds the origin's row.
+    async fn begin(&self, ready: &Ready) -> Result<B::Session, (SqlError, At)> {
+        let begun = self.backend.begin().await;
+        let mut session = begun.map_err(|e| (e.before_events(), At::Before))?;
+        match self.guard(&mut session, ready, false).await {
+            Ok(()) => Ok(session),
+            Err(e) => {
+                session.rollback().await;
+                Err((e, At::Before))
+            }
+        }
+    }
+
+    /// Stores rows; an error too where the server took them, and some do not stand there.
+    async fn store_rows(
+        &self,
+        session: &mut B::Session,
+        table: &Table,
+        rows: &[&Record<'_>],
+    ) -> Result<(), SqlError> {
+        let stored = session.store(table, rows).await?;
+        self.all_taken(session, table, rows, stored).await
+    }
+
+    /// A trigger may drop rows without a word; one that puts them elsewhere is seen through its view.
+    async fn all_taken(
+        &self,
+        session: &mut B::Session,
+        table: &Table,
+        rows: &[&Record<'_>],
+        stored: u64,
+    ) -> Result<(), SqlError> {
+        let sent = rows.len();
+        if stored >= sent as u64 {
+            return Ok(());
+        }
+        let there = self.standing(session, table, rows).await?.len();
+        if there == sent {
+            return Ok(());
+        }
+        Err(SqlError {
+            class: Class::Fatal,
+            code: "rows dropped".to_owned(),
+            text: format!(
+                "of {sent} rows that it took {} do not stand there: has it a trigger that drops them?",
+                sent - there
+            ),
+        })
     }
 
     /// An error as the writer is told it.
-    fn judge(&self, e: SqlError, part: Option<&Part<'_>>) -> StorageError {
+    fn judge(&self, e: SqlError, at: At, parts: &[Part<'_>]) -> StorageError {
         let SqlError { class, code, text } = e;
+        let part = match at {
+            At::Part(part) => parts.get(part),
+            At::Before | At::Commit => None,
+        };
         let channel = part.and_then(|part| part.channel.clone());
         let table = part.map_or("", |part| part.table.name.as_str());
-        let (kind, channel) = match (class, part) {
+        let (kind, channel) = match (class, at) {
             // not while events were written: the tables of our own, which a new contact looks at
-            (Class::Fatal | Class::Reject | Class::AlreadyThere, None) => {
-                self.forget();
+            (Class::Fatal | Class::Reject | Class::AlreadyThere, At::Before) => {
+                self.state().ready = None;
                 (Kind::Retry, None)
             }
-            (Class::Fatal, Some(_)) => {
+            (Class::Fatal, At::Part(_)) => {
                 self.state().suspects.insert(table.to_owned());
                 (Kind::Fatal, channel)
             }
-            (Class::Reject | Class::AlreadyThere, Some(_)) => (Kind::Reject, channel),
+            // a constraint that is looked at last: which event it is, the halves will tell
+            (Class::Fatal, At::Commit) => (Kind::Fatal, None),
+            (Class::Reject | Class::AlreadyThere, At::Part(_) | At::Commit) => {
+                (Kind::Reject, channel)
+            }
             (Class::Locked, _) => (Kind::Retry, channel),
             (Class::Retry | Class::RetryAtOnce, _) => (Kind::Retry, None),
         };
         let text = match kind {
-            Kind::Fatal => format!("table {table}: {text}"),
+            Kind::Fatal if !table.is_empty() => format!("table {table}: {text}"),
             _ => text,
         };
         StorageError { kind, code, text, channel }
@@ -212,7 +284,7 @@ impl<B: Backend> Inner<B> {
         let ready = self.ready().await?;
         let moments = Moments::of(events);
         let Options { origin, registry, .. } = &self.options;
-        let mut session = self.backend.begin().await.map_err(|e| self.judge(e, None))?;
+        let mut session = self.backend.begin().await.map_err(|e| self.judge(e, At::Before, &[]))?;
         let looked = async {
             self.guard(&mut session, &ready, true).await?;
             let mut there = BTreeSet::new();
@@ -231,7 +303,7 @@ impl<B: Backend> Inner<B> {
         };
         let looked = looked.await;
         session.rollback().await;
-        looked.map_err(|e| self.judge(e, None))
+        looked.map_err(|e| self.judge(e, At::Before, &[]))
     }
 
     async fn any_identity(&self, session: &mut B::Session, seq: Seq) -> Result<bool, SqlError> {

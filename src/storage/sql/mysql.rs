@@ -15,16 +15,16 @@ use sqlx::mysql::{
     MySqlPoolOptions, MySqlRow, MySqlSslMode,
 };
 use sqlx::{
-    AssertSqlSafe, ConnectOptions as _, Connection as _, MySql, Row as _, SqlSafeStr, Transaction,
-    Type, TypeInfo as _, ValueRef as _,
+    AssertSqlSafe, ConnectOptions as _, Connection as _, MySql, Row as _, SqlSafeStr, Type,
+    TypeInfo as _, ValueRef as _,
 };
 
 use super::dialect::mysql::Mysql as Words;
 use super::dialect::{Class, Dialect};
-use super::session::{Backend, Lock, Param, Record, Session, SqlError, TextRow};
+use super::pooled::{Pooled, answered};
+use super::session::{Backend, Lock, Param, Record, Session, Sifted, SqlError, TextRow};
 use super::table::Table;
 use super::value::mysql;
-use crate::event::Seq;
 
 /// Rows of one INSERT, at most: a power of two, and so is every smaller number that is used, so that
 /// a few prepared statements serve batches of all lengths.
@@ -190,7 +190,8 @@ impl Backend for Server {
     }
 
     async fn begin(&self) -> Result<Tx, SqlError> {
-        let tx = self.pool.begin().await.map_err(|e| at_login(&e))?;
+        let begun = async { Pooled::begin(&self.pool).await.map_err(|e| at_login(&e)) };
+        let tx = answered(begun).await?;
         Ok(Tx { tx, inserts: self.inserts.clone(), packet: None })
     }
 
@@ -207,7 +208,7 @@ impl Backend for Server {
         let Some(sql) = Words.origin_lock().filter(|_| self.options.origin_lock) else {
             return Ok(Some(Held { connection, origin: None }));
         };
-        let had = is_true(&mut connection, sql, origin).await?;
+        let had = answered(is_true(&mut connection, sql, origin)).await?;
         Ok(had.then(|| Held { connection, origin: Some(origin.to_owned()) }))
     }
 
@@ -285,7 +286,7 @@ fn weight(param: &Param<'_>) -> usize {
 
 /// A transaction.
 pub struct Tx {
-    tx: Transaction<'static, MySql>,
+    tx: Pooled<MySql>,
     inserts: Arc<Inserts>,
     /// The session's `max_allowed_packet`, once it was asked for.
     packet: Option<usize>,
@@ -294,26 +295,30 @@ pub struct Tx {
 impl Session for Tx {
     /// A statement without parameters is not prepared: savepoints and DDL cannot be.
     async fn execute(&mut self, sql: &str, params: &[Param<'_>]) -> Result<u64, SqlError> {
-        let done = if params.is_empty() {
-            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *self.tx).await
-        } else {
-            bound(AssertSqlSafe(sql), params).execute(&mut *self.tx).await
+        let done = async {
+            let done = if params.is_empty() {
+                sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *self.tx).await
+            } else {
+                bound(AssertSqlSafe(sql), params).execute(&mut *self.tx).await
+            };
+            done.map_err(|e| error(&e))
         };
-        Ok(done.map_err(|e| error(&e))?.rows_affected())
+        Ok(answered(done).await?.rows_affected())
     }
 
     async fn rows(&mut self, sql: &str, params: &[Param<'_>]) -> Result<Vec<TextRow>, SqlError> {
-        fetch(&mut self.tx, sql, params).await.map_err(|e| error(&e))
+        answered(async { fetch(&mut self.tx, sql, params).await.map_err(|e| error(&e)) }).await
     }
 
-    async fn store(&mut self, table: &Table, rows: &[&Record<'_>]) -> Result<(), SqlError> {
+    async fn store(&mut self, table: &Table, rows: &[&Record<'_>]) -> Result<u64, SqlError> {
         let mut rest = rows;
+        let mut stored = 0;
         while !rest.is_empty() {
             let insert = Insert::of(table, rest, ROWS);
-            self.insert(table, &insert).await?;
+            stored += self.insert(table, &insert).await?;
             rest = rest.split_at(insert.rows).1;
         }
-        Ok(())
+        Ok(stored)
     }
 
     /// Halves what is refused, down to the rows that are to blame: of a statement that failed nothing
@@ -322,8 +327,8 @@ impl Session for Tx {
         &mut self,
         table: &Table,
         rows: &[&Record<'_>],
-    ) -> Result<Vec<(Seq, SqlError)>, SqlError> {
-        let mut refused = Vec::new();
+    ) -> Result<Sifted, SqlError> {
+        let mut sifted = Sifted::default();
         let mut open = vec![rows];
         while let Some(rows) = open.pop() {
             if rows.is_empty() {
@@ -333,8 +338,10 @@ impl Session for Tx {
             let (rows, later) = rows.split_at(insert.rows);
             open.push(later);
             match (self.insert(table, &insert).await, rows) {
-                (Ok(()), _) => {}
-                (Err(e), [row]) if e.class == Class::Reject => refused.push((row.head.seq, e)),
+                (Ok(stored), _) => sifted.stored += stored,
+                (Err(e), [row]) if e.class == Class::Reject => {
+                    sifted.refused.push((row.head.seq, e));
+                }
                 (Err(e), rows) if e.class == Class::Reject => {
                     let (left, right) = rows.split_at(rows.len() / 2);
                     open.extend([right, left]);
@@ -342,21 +349,20 @@ impl Session for Tx {
                 (Err(e), _) => return Err(e),
             }
         }
-        Ok(refused)
+        Ok(sifted)
     }
 
     async fn rollback(self) {
-        // a connection that is gone has rolled back already
-        let _ = self.tx.rollback().await;
+        self.tx.rollback().await;
     }
 
     async fn commit(self) -> Result<(), SqlError> {
-        self.tx.commit().await.map_err(|e| error(&e))
+        answered(async { self.tx.commit().await.map_err(|e| error(&e)) }).await
     }
 }
 
 impl Tx {
-    async fn insert(&mut self, table: &Table, insert: &Insert<'_>) -> Result<(), SqlError> {
+    async fn insert(&mut self, table: &Table, insert: &Insert<'_>) -> Result<u64, SqlError> {
         if insert.bytes > STATEMENT_BYTES {
             let (row, packet) = (insert.bytes + STATEMENT_HEAD, self.packet().await?);
             if row > packet {
@@ -371,8 +377,8 @@ impl Tx {
         }
         let text = self.inserts.text(table, insert.rows);
         let query = bound(AssertSqlSafe(text), &insert.params).persistent(true);
-        query.execute(&mut *self.tx).await.map_err(|e| error(&e))?;
-        Ok(())
+        let done = async { query.execute(&mut *self.tx).await.map_err(|e| error(&e)) };
+        Ok(answered(done).await?.rows_affected())
     }
 
     async fn packet(&mut self) -> Result<usize, SqlError> {

@@ -9,11 +9,12 @@ use std::time::Duration;
 use sqlx::postgres::{
     PgConnectOptions, PgConnection, PgDatabaseError, PgPool, PgPoolOptions, PgRow, PgSslMode,
 };
-use sqlx::{AssertSqlSafe, Connection, Row as _, Transaction};
+use sqlx::{AssertSqlSafe, Connection, Row as _};
 
 use super::dialect::postgres::Postgres as Words;
 use super::dialect::{Class, Dialect};
-use super::session::{Backend, Lock, Param, Record, Session, SqlError, TextRow};
+use super::pooled::{Pooled, answered};
+use super::session::{Backend, Lock, NO_SIEVE, Param, Record, Session, Sifted, SqlError, TextRow};
 use super::table::Table;
 use super::value::postgres;
 use crate::event::Seq;
@@ -128,7 +129,7 @@ impl Backend for Server {
     }
 
     async fn begin(&self) -> Result<Tx, SqlError> {
-        Ok(Tx(self.pool.begin().await.map_err(|e| at_login(&e))?))
+        answered(async { Pooled::begin(&self.pool).await.map(Tx).map_err(|e| at_login(&e)) }).await
     }
 
     async fn lock(&self, origin: &str) -> Result<Option<Held>, SqlError> {
@@ -137,12 +138,13 @@ impl Backend for Server {
         let connected = tokio::time::timeout(self.options.connect_timeout, connect).await;
         let connected = connected.map_err(|_| SqlError::connection("no answer in time"))?;
         let mut connection = connected.map_err(|e| at_login(&e))?;
-        set_up(&mut connection).await.map_err(|e| at_login(&e))?;
+        answered(async { set_up(&mut connection).await.map_err(|e| at_login(&e)) }).await?;
         let Some(sql) = Words.origin_lock().filter(|_| self.options.origin_lock) else {
             return Ok(Some(Held(connection)));
         };
         let param = [Param::Text(origin.into())];
-        let rows = fetch(&mut connection, sql, &param).await.map_err(|e| error(&e))?;
+        let rows = async { fetch(&mut connection, sql, &param).await.map_err(|e| error(&e)) };
+        let rows = answered(rows).await?;
         let had = rows.first().and_then(|row| row[0].as_deref()) == Some("true");
         Ok(had.then_some(Held(connection)))
     }
@@ -165,21 +167,21 @@ impl Backend for Server {
 }
 
 /// A transaction; rolled back when dropped.
-pub struct Tx(Transaction<'static, sqlx::Postgres>);
+pub struct Tx(Pooled<sqlx::Postgres>);
 
 impl Session for Tx {
     async fn execute(&mut self, sql: &str, params: &[Param<'_>]) -> Result<u64, SqlError> {
-        let done = bound(sql, params).execute(&mut *self.0).await.map_err(|e| error(&e))?;
-        Ok(done.rows_affected())
+        let done = async { bound(sql, params).execute(&mut *self.0).await.map_err(|e| error(&e)) };
+        Ok(answered(done).await?.rows_affected())
     }
 
     async fn rows(&mut self, sql: &str, params: &[Param<'_>]) -> Result<Vec<TextRow>, SqlError> {
-        fetch(&mut self.0, sql, params).await.map_err(|e| error(&e))
+        answered(async { fetch(&mut self.0, sql, params).await.map_err(|e| error(&e)) }).await
     }
 
-    async fn store(&mut self, table: &Table, rows: &[&Record<'_>]) -> Result<(), SqlError> {
-        let Some(sql) = Words.copy_in(table) else { return Ok(()) };
-        self.copy(&sql, rows).await
+    async fn store(&mut self, table: &Table, rows: &[&Record<'_>]) -> Result<u64, SqlError> {
+        let Some(sql) = Words.copy_in(table) else { return Ok(0) };
+        answered(self.copy(&sql, rows)).await
     }
 
     /// By the table's CHECKs, asked of a copy of the rows that has none.
@@ -187,18 +189,19 @@ impl Session for Tx {
         &mut self,
         table: &Table,
         rows: &[&Record<'_>],
-    ) -> Result<Vec<(Seq, SqlError)>, SqlError> {
+    ) -> Result<Sifted, SqlError> {
         let name = [Param::Text(table.name.as_str().into())];
         let checks = self.rows(Words.checks(), &name).await?;
         let text = |row: &TextRow, at: usize| row.get(at).cloned().flatten().unwrap_or_default();
         let expressions: Vec<String> = checks.iter().map(|row| text(row, 1)).collect();
         if expressions.is_empty() {
-            return self.store(table, rows).await.map(|()| Vec::new());
+            return Err(no_sieve("the table has no CHECK, or a trigger that may change its rows"));
         }
-        self.execute(&Words.make_sieve(table), &[]).await?;
-        self.copy(&Words.fill_sieve(table), rows).await?;
         let expressions: Vec<&str> = expressions.iter().map(String::as_str).collect();
-        let found = self.rows(&Words.refused(table, &expressions), &[]).await?;
+        let found = match self.through_sieve(table, rows, &expressions).await {
+            Err(e) if e.class != Class::Retry => return Err(no_sieve(&e.to_string())),
+            found => found?,
+        };
         let refusal = |row: &TextRow| {
             let check = checks.get(text(row, 1).parse::<usize>().ok()?)?;
             let text_of = format!("refused by constraint {}, table {}", text(check, 0), table.name);
@@ -209,22 +212,35 @@ impl Session for Tx {
         let bad: BTreeSet<Seq> = refused.iter().map(|(seq, _)| *seq).collect();
         let good = rows.iter().copied().filter(|row| !bad.contains(&row.head.seq));
         let good: Vec<&Record<'_>> = good.collect();
-        self.store(table, &good).await?;
-        Ok(refused)
+        let stored = self.store(table, &good).await?;
+        Ok(Sifted { stored, refused })
     }
 
     async fn rollback(self) {
-        // a connection that is gone has rolled back already
-        let _ = self.0.rollback().await;
+        self.0.rollback().await;
     }
 
     async fn commit(self) -> Result<(), SqlError> {
-        self.0.commit().await.map_err(|e| error(&e))
+        answered(async { self.0.commit().await.map_err(|e| error(&e)) }).await
     }
 }
 
 impl Tx {
-    async fn copy(&mut self, sql: &str, rows: &[&Record<'_>]) -> Result<(), SqlError> {
+    /// The rows that a CHECK refuses: seq, and which.
+    async fn through_sieve(
+        &mut self,
+        table: &Table,
+        rows: &[&Record<'_>],
+        checks: &[&str],
+    ) -> Result<Vec<TextRow>, SqlError> {
+        for statement in Words.make_sieve(table) {
+            self.execute(&statement, &[]).await?;
+        }
+        answered(self.copy(&Words.fill_sieve(table), rows)).await?;
+        self.rows(&Words.refused(table, checks), &[]).await
+    }
+
+    async fn copy(&mut self, sql: &str, rows: &[&Record<'_>]) -> Result<u64, SqlError> {
         let mut copy = self.0.copy_in_raw(sql).await.map_err(|e| error(&e))?;
         let mut buffer = Vec::with_capacity(COPY_CHUNK + (COPY_CHUNK >> 2));
         for row in rows {
@@ -235,9 +251,13 @@ impl Tx {
             }
         }
         copy.send(&buffer[..]).await.map_err(|e| error(&e))?;
-        copy.finish().await.map_err(|e| error(&e))?;
-        Ok(())
+        copy.finish().await.map_err(|e| error(&e))
     }
+}
+
+/// The bad rows cannot be told from the good ones at once.
+fn no_sieve(why: &str) -> SqlError {
+    SqlError { class: Class::Reject, code: NO_SIEVE.to_owned(), text: why.to_owned() }
 }
 
 /// The session that holds the origin's lock.

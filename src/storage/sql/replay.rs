@@ -3,7 +3,7 @@
 //! Equal content is stored content: an answer was lost, or a batch came again. Other content is
 //! refused. Does not know why the batch came again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::contact::Ready;
 use super::dialect::Class;
@@ -11,7 +11,7 @@ use super::route::Part;
 use super::session::{Backend, Param, Record, Session, SqlError, TextRow};
 use super::table::{ColumnType, Table};
 use super::value::{Value, held, micros, same_content, same_values};
-use super::{Inner, seq_of, seq_param};
+use super::{At, Inner, seq_of, seq_param};
 use crate::event::Seq;
 
 /// The code of a dead letter whose identity stands there with other content.
@@ -23,23 +23,25 @@ const CANONICAL: usize = 5;
 
 /// What a pass over the batch came to.
 struct Pass {
-    outcome: Result<(), (SqlError, Option<usize>)>,
+    outcome: Result<(), (SqlError, At)>,
     /// How many rows stood there.
     there: usize,
 }
 
 impl<B: Backend> Inner<B> {
-    /// One transaction that stores what is missing. A unique index that refuses what was just not
-    /// there: a transaction whose answer was lost has ended meanwhile, and the next pass finds its
-    /// rows; or it is another index than the identity's, and the data is at fault.
+    /// One transaction that stores what is missing, but for what is to be skipped. A unique index that
+    /// refuses what was just not there: a transaction whose answer was lost has ended meanwhile, and
+    /// the next pass finds its rows; or it is another index than the identity's, and the data is at
+    /// fault.
     pub(super) async fn replay(
         &self,
         ready: &Ready,
         parts: &[Part<'_>],
-    ) -> Result<(), (SqlError, Option<usize>)> {
+        skip: &BTreeSet<Seq>,
+    ) -> Result<(), (SqlError, At)> {
         let mut before = None;
         loop {
-            let Pass { outcome, there } = self.replay_once(ready, parts).await;
+            let Pass { outcome, there } = self.replay_once(ready, parts, skip).await;
             let met = matches!(&outcome, Err((e, _)) if e.class == Class::AlreadyThere);
             if !met || before.is_some_and(|before| there <= before) {
                 return outcome;
@@ -48,25 +50,20 @@ impl<B: Backend> Inner<B> {
         }
     }
 
-    async fn replay_once(&self, ready: &Ready, parts: &[Part<'_>]) -> Pass {
+    async fn replay_once(&self, ready: &Ready, parts: &[Part<'_>], skip: &BTreeSet<Seq>) -> Pass {
         let mut there = 0;
         let outcome = async {
-            let mut session = self.backend.begin().await.map_err(|e| (e, None))?;
-            let stored = async {
-                self.guard(&mut session, ready, false).await.map_err(|e| (e, None))?;
-                for (at, part) in parts.iter().enumerate() {
-                    there +=
-                        self.store_missing(&mut session, part).await.map_err(|e| (e, Some(at)))?;
-                }
-                Ok(())
-            };
-            match stored.await {
-                Ok(()) => session.commit().await.map_err(|e| (e, None)),
-                Err(e) => {
-                    session.rollback().await;
-                    Err(e)
+            let mut session = self.begin(ready).await?;
+            for (at, part) in parts.iter().enumerate() {
+                match self.store_missing(&mut session, part, skip).await {
+                    Ok(stood) => there += stood,
+                    Err(e) => {
+                        session.rollback().await;
+                        return Err((e, At::Part(at)));
+                    }
                 }
             }
+            session.commit().await.map_err(|e| (e, At::Commit))
         };
         let outcome = outcome.await;
         Pass { outcome, there }
@@ -77,8 +74,10 @@ impl<B: Backend> Inner<B> {
         &self,
         session: &mut B::Session,
         part: &Part<'_>,
+        skip: &BTreeSet<Seq>,
     ) -> Result<usize, SqlError> {
-        let rows: Vec<&Record<'_>> = part.rows.iter().collect();
+        let rows = part.rows.iter().filter(|row| !skip.contains(&seq_of(row)));
+        let rows: Vec<&Record<'_>> = rows.collect();
         let standing = self.standing(session, &part.table, &rows).await?;
         if let Some((seq, _)) = standing.iter().find(|(_, same)| !**same) {
             return Err(SqlError {
@@ -92,7 +91,7 @@ impl<B: Backend> Inner<B> {
         }
         let missing: Vec<&Record<'_>> =
             rows.into_iter().filter(|row| !standing.contains_key(&seq_of(row))).collect();
-        session.store(&part.table, &missing).await?;
+        self.store_rows(session, &part.table, &missing).await?;
         Ok(standing.len())
     }
 

@@ -8,7 +8,7 @@ use super::dialect::{Class, Dialect};
 use super::table::Table;
 use super::value::{Head, Value};
 use crate::event::Seq;
-use crate::storage::LOST;
+use crate::storage::{CONNECT, LOST};
 
 pub use super::value::sqlite::Bind as Param;
 
@@ -22,6 +22,18 @@ pub struct Record<'a> {
     pub head: Head<'a>,
     /// The others, in the order of the table.
     pub values: Vec<Option<Value<'a>>>,
+}
+
+/// The code of an error that says that bad rows cannot be told from good ones at once.
+pub const NO_SIEVE: &str = "no sieve";
+
+/// What became of rows that were stored as far as they are good.
+#[derive(Debug, Default)]
+pub struct Sifted {
+    /// How many the server says that it stored.
+    pub stored: u64,
+    /// The others, and why.
+    pub refused: Vec<(Seq, SqlError)>,
 }
 
 /// Sessions of a database.
@@ -62,19 +74,19 @@ pub trait Session: Send {
         sql: &str,
         params: &[Param<'_>],
     ) -> impl Future<Output = Result<Vec<TextRow>, SqlError>> + Send;
-    /// Stores rows by the fastest road.
+    /// Stores rows by the fastest road; how many the server says that it stored.
     fn store(
         &mut self,
         table: &Table,
         rows: &[&Record<'_>],
-    ) -> impl Future<Output = Result<(), SqlError>> + Send;
+    ) -> impl Future<Output = Result<u64, SqlError>> + Send;
     /// Stores the rows that the table takes, and tells those that it refuses for what they hold. An
-    /// error where they cannot be told apart so.
+    /// error of code [`NO_SIEVE`] where they cannot be told apart so.
     fn store_good(
         &mut self,
         table: &Table,
         rows: &[&Record<'_>],
-    ) -> impl Future<Output = Result<Vec<(Seq, SqlError)>, SqlError>> + Send;
+    ) -> impl Future<Output = Result<Sifted, SqlError>> + Send;
     /// Undoes it. What cannot be undone now is undone when the session ends.
     fn rollback(self) -> impl Future<Output = ()> + Send;
     /// Makes it durable.
@@ -104,5 +116,14 @@ impl SqlError {
     #[must_use]
     pub fn connection(text: impl Into<String>) -> Self {
         Self { class: Class::Retry, code: LOST.to_owned(), text: text.into() }
+    }
+
+    /// As it is told before any event was sent: then no event can be its cause.
+    #[must_use]
+    pub fn before_events(mut self) -> Self {
+        if self.code == LOST {
+            CONNECT.clone_into(&mut self.code);
+        }
+        self
     }
 }

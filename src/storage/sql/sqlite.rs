@@ -14,7 +14,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::dialect::sqlite::Sqlite as Words;
 use super::dialect::{Class, Dialect};
-use super::session::{Backend, Lock, Param, Record, Session, SqlError, TextRow};
+use super::session::{Backend, Lock, Param, Record, Session, Sifted, SqlError, TextRow};
 use super::table::Table;
 use super::value::sqlite;
 use crate::event::Seq;
@@ -138,44 +138,46 @@ impl Session for Tx {
         rows.iter().map(texts).collect::<Result<_, _>>().map_err(|e| error(&e))
     }
 
-    async fn store(&mut self, table: &Table, rows: &[&Record<'_>]) -> Result<(), SqlError> {
+    async fn store(&mut self, table: &Table, rows: &[&Record<'_>]) -> Result<u64, SqlError> {
+        let mut stored = 0;
         let most = (BINDS / table.columns.len()).max(1);
         let whole = Words.insert(table, most);
         for chunk in rows.chunks(most) {
             let params: Vec<Param<'_>> =
                 chunk.iter().flat_map(|row| sqlite::binds(&row.head, &row.values)).collect();
-            if chunk.len() == most {
-                self.execute(&whole, &params).await?;
+            stored += if chunk.len() == most {
+                self.execute(&whole, &params).await?
             } else {
-                self.execute(&Words.insert(table, chunk.len()), &params).await?;
-            }
+                self.execute(&Words.insert(table, chunk.len()), &params).await?
+            };
         }
-        Ok(())
+        Ok(stored)
     }
 
     async fn store_good(
         &mut self,
         table: &Table,
         rows: &[&Record<'_>],
-    ) -> Result<Vec<(Seq, SqlError)>, SqlError> {
+    ) -> Result<Sifted, SqlError> {
         let most = (BINDS / table.columns.len()).max(1);
-        let mut refused = Vec::new();
+        let mut sifted = Sifted::default();
         for chunk in rows.chunks(most) {
             let params: Vec<Param<'_>> =
                 chunk.iter().flat_map(|row| sqlite::binds(&row.head, &row.values)).collect();
             let stored = self.rows(&Words.insert_or_ignore(table, chunk.len()), &params).await?;
             let seq = |row: &TextRow| row.first()?.as_ref()?.parse().ok().map(Seq);
             let taken: BTreeSet<Seq> = stored.iter().filter_map(seq).collect();
+            sifted.stored += taken.len() as u64;
             for row in chunk.iter().filter(|row| !taken.contains(&row.head.seq)) {
                 // why it was ignored, in the database's words
                 let params = sqlite::binds(&row.head, &row.values);
                 match self.execute(&Words.insert(table, 1), &params).await {
-                    Err(e) if e.class == Class::Reject => refused.push((row.head.seq, e)),
-                    stored => drop(stored?),
+                    Err(e) if e.class == Class::Reject => sifted.refused.push((row.head.seq, e)),
+                    stored => sifted.stored += stored?,
                 }
             }
         }
-        Ok(refused)
+        Ok(sifted)
     }
 
     async fn rollback(mut self) {
@@ -224,6 +226,9 @@ fn texts(row: &SqliteRow) -> Result<TextRow, sqlx::Error> {
     (0..row.len()).map(text).collect()
 }
 
+/// SQLITE_CONSTRAINT_TRIGGER: RAISE() in a trigger.
+const RAISED: &str = "1811";
+
 fn at_open(e: &sqlx::Error, path: &Path) -> SqlError {
     let SqlError { code, text, .. } = error(e);
     let text = format!("{} cannot be opened: {text}", path.display());
@@ -235,7 +240,10 @@ fn error(e: &sqlx::Error) -> SqlError {
         return SqlError::connection(e.to_string());
     };
     let code = e.code().map(|code| code.into_owned()).unwrap_or_default();
-    // its words hold names of columns and constraints, and of no row
-    let text = e.message().to_owned();
+    // its words hold names of columns and constraints, and of no row; a trigger's may hold anything
+    let text = match code.as_str() {
+        RAISED => "a trigger refuses it".to_owned(),
+        _ => e.message().to_owned(),
+    };
     SqlError { class: Words.classify(&code), code, text }
 }

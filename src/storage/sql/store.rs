@@ -13,7 +13,7 @@ use super::dialect::Class;
 use super::session::{Backend, Param, Session, SqlError, TextRow};
 use super::table::{Table, replicon_quarantine};
 use super::value::{bytes, micros, payload_of};
-use super::{Inner, SqlStorage, seq_param};
+use super::{At, Inner, SqlStorage, seq_param};
 use crate::event::{ChannelName, Origin, Seq};
 use crate::storage::StorageError;
 use crate::storage::event_store::{Applied, EventStore, Foreign, Page, StoredRow, Wanted};
@@ -25,10 +25,11 @@ impl<B: Backend> EventStore for SqlStorage<B> {
     async fn read(&self, wanted: &Wanted) -> Result<Page, StorageError> {
         self.0.ready().await?;
         // begun after the caller chose `upto`: a new snapshot
-        let mut session = self.0.backend.begin().await.map_err(|e| self.0.judge(e, None))?;
+        let mut session =
+            self.0.backend.begin().await.map_err(|e| self.0.judge(e, At::Before, &[]))?;
         let page = self.0.page(&mut session, wanted).await;
         session.rollback().await;
-        page.map_err(|e| self.0.judge(e, None))
+        page.map_err(|e| self.0.judge(e, At::Before, &[]))
     }
 
     async fn apply(&self, foreign: &Foreign) -> Result<Applied, StorageError> {
@@ -41,11 +42,12 @@ impl<B: Backend> EventStore for SqlStorage<B> {
         channel: &ChannelName,
     ) -> Result<Option<Seq>, StorageError> {
         self.0.ready().await?;
-        let mut session = self.0.backend.begin().await.map_err(|e| self.0.judge(e, None))?;
+        let mut session =
+            self.0.backend.begin().await.map_err(|e| self.0.judge(e, At::Before, &[]))?;
         let sql = self.0.backend.dialect().progress_read();
         let rows = session.rows(&sql, &[name(origin), name(channel)]).await;
         session.rollback().await;
-        let rows = rows.map_err(|e| self.0.judge(e, None))?;
+        let rows = rows.map_err(|e| self.0.judge(e, At::Before, &[]))?;
         Ok(rows.into_iter().flatten().flatten().next().and_then(|seq| seq.parse().ok()).map(Seq))
     }
 }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{SMALL_SEGMENTS, Site, assert_nothing_dead, drained};
+use super::{Kind, SMALL_SEGMENTS, Site, assert_nothing_dead, drained, on_each};
 use crate::support::full_scale;
 use crate::support::ledger::{Dice, Ledger, scrape_until_it_breaks};
 
@@ -67,31 +67,39 @@ fn some_time(dice: &mut Dice) {
     std::thread::sleep(Duration::from_millis(dice.throw(5, 250)));
 }
 
-#[test]
-fn what_was_accepted_survives_kills_of_node_and_postgres_under_load_once_under_its_seq() {
-    let mut run = Kills::new(Site::postgres());
-    let cycles = if full_scale() { 50 } else { 4 };
+fn what_was_accepted_survives_kills_of_node_and_server_under_load_once_under_its_seq(site: Site) {
+    let cycles = match (full_scale(), site.kind()) {
+        (false, _) => 4,
+        (true, Kind::MySql) => 20,
+        (true, _) => 50,
+    };
+    let mut run = Kills::new(site);
     for cycle in 0..cycles {
         run.cycle(cycle, |site, dice| {
             some_time(dice);
             if !site.server().runs() {
-                site.server().restart();
+                site.server_mut().restart();
                 some_time(dice);
             }
-            site.server().kill();
+            site.server_mut().kill();
             some_time(dice);
             // every other start of the node finds it down
             if cycle % 2 == 0 {
-                site.server().restart();
+                site.server_mut().restart();
                 some_time(dice);
             }
         });
     }
     if !run.site.server().runs() {
-        run.site.server().restart();
+        run.site.server_mut().restart();
     }
     run.drain_and_judge();
 }
+
+on_each!(
+    what_was_accepted_survives_kills_of_node_and_server_under_load_once_under_its_seq:
+    postgres, mariadb, mysql
+);
 
 #[test]
 fn what_was_accepted_survives_kills_of_a_node_on_sqlite_under_load_once_under_its_seq() {

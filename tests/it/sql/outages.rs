@@ -1,13 +1,15 @@
-//! Outages of PostgreSQL under load that end by themselves: nothing is refused meanwhile, nothing is
-//! lost or doubled, and nothing becomes a dead letter.
+//! Outages of a database server under load that end by themselves: nothing is refused meanwhile,
+//! nothing is lost or doubled, and nothing becomes a dead letter.
 //!
 //! Attacks I6, I8 and I17.
 
+use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::{
-    DATABASE, Numbered, Site, assert_nothing_dead, assert_same, drained, in_trouble, post, well,
+    DATABASE, Numbered, Server, Site, assert_nothing_dead, assert_same, drained, in_trouble,
+    on_each, post, well,
 };
 use crate::support::{Client, Node, full_scale, wait_until};
 
@@ -43,8 +45,7 @@ fn moves_on(site: &Site) {
     });
 }
 
-fn nothing_is_lost_by(outage: impl FnOnce(&mut Site, &Node)) {
-    let mut site = Site::postgres();
+fn nothing_is_lost_by(site: &Site, outage: impl FnOnce(&Node)) {
     let node = site.serving(&[]);
     let mut told = post(&mut node.client(), [0]);
     drained(&node);
@@ -52,9 +53,9 @@ fn nothing_is_lost_by(outage: impl FnOnce(&mut Site, &Node)) {
     told.extend(std::thread::scope(|scope| {
         let posting = scope.spawn(|| post_until(&node.addr, 1, &stop));
         let load = Load(&stop);
-        moves_on(&site);
-        outage(&mut site, &node);
-        moves_on(&site);
+        moves_on(site);
+        outage(&node);
+        moves_on(site);
         drop(load);
         posting.join().unwrap()
     }));
@@ -64,37 +65,53 @@ fn nothing_is_lost_by(outage: impl FnOnce(&mut Site, &Node)) {
     well(&node);
 }
 
-#[test]
-fn sessions_that_an_administrator_terminates_cost_nothing() {
-    let all = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
-               WHERE usename = current_user AND pid <> pg_backend_pid()";
+fn sessions_that_an_administrator_ends_cost_nothing(site: Site) {
     let times = if full_scale() { 50 } else { 5 };
-    nothing_is_lost_by(|site, _| {
+    nothing_is_lost_by(&site, |_| {
         for _ in 0..times {
-            assert_ne!(site.sql(all), "0", "there was none");
-            moves_on(site);
+            assert_ne!(site.server().end_sessions(), 0, "there was none");
+            moves_on(&site);
         }
     });
 }
 
-#[test]
-fn a_table_that_another_session_locks_for_eight_seconds_costs_nothing() {
-    nothing_is_lost_by(|site, _| {
-        let lock = "BEGIN; LOCK TABLE events_raw; SELECT pg_sleep(8); COMMIT";
-        let mut holder = site.server().psql_in_background(DATABASE, lock);
-        let held = "SELECT count(*) FROM pg_locks WHERE relation = 'events_raw'::regclass \
-                    AND mode = 'AccessExclusiveLock' AND granted";
-        wait_until(Duration::from_secs(30), "the lock", || match site.sql(held).as_str() {
-            "1" => Ok(()),
-            other => Err(other.to_owned()),
+on_each!(sessions_that_an_administrator_ends_cost_nothing: postgres, mariadb, mysql);
+
+/// A session that locks `events_raw` for eight seconds, and a query for how many do so now.
+fn lock_table(server: &Server) -> (Child, &'static str) {
+    match server {
+        Server::Postgres(server) => {
+            let lock = "BEGIN; LOCK TABLE events_raw; SELECT pg_sleep(8); COMMIT";
+            let held = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database \
+                        WHERE d.datname = 'replicon' AND mode = 'AccessExclusiveLock' AND granted";
+            (server.psql_in_background(DATABASE, lock), held)
+        }
+        Server::Mysql(server) => {
+            let lock = "LOCK TABLES events_raw WRITE; SELECT SLEEP(8); UNLOCK TABLES";
+            let held = "SELECT count(*) FROM processlist WHERE state = 'User sleep'";
+            (server.sql_in_background(DATABASE, lock), held)
+        }
+    }
+}
+
+fn a_table_that_another_session_locks_for_eight_seconds_costs_nothing(site: Site) {
+    nothing_is_lost_by(&site, |_| {
+        let (mut holder, held) = lock_table(site.server());
+        wait_until(Duration::from_secs(30), "the lock", || {
+            let count = site.server().admin(held);
+            if count == "1" { Ok(()) } else { Err(count) }
         });
         assert!(holder.wait().unwrap().success());
     });
 }
 
-#[test]
-fn a_server_that_hangs_for_some_seconds_costs_nothing() {
-    nothing_is_lost_by(|site, _| {
+on_each!(
+    a_table_that_another_session_locks_for_eight_seconds_costs_nothing:
+    postgres, mariadb, mysql
+);
+
+fn a_server_that_hangs_for_some_seconds_costs_nothing(site: Site) {
+    nothing_is_lost_by(&site, |_| {
         site.server().pause();
         // the length of the outage
         std::thread::sleep(Duration::from_secs(if full_scale() { 30 } else { 3 }));
@@ -102,14 +119,22 @@ fn a_server_that_hangs_for_some_seconds_costs_nothing() {
     });
 }
 
-#[test]
-fn a_server_that_is_read_only_for_a_while_costs_nothing() {
-    nothing_is_lost_by(|site, node| {
-        site.server()
-            .admin("ALTER SYSTEM SET default_transaction_read_only = on; SELECT pg_reload_conf();");
+on_each!(a_server_that_hangs_for_some_seconds_costs_nothing: postgres, mariadb, mysql);
+
+fn a_server_that_is_read_only_for_a_while_costs_nothing(site: Site) {
+    let (on, off) = match site.server() {
+        Server::Postgres(_) => (
+            "ALTER SYSTEM SET default_transaction_read_only = on; SELECT pg_reload_conf();",
+            "ALTER SYSTEM RESET default_transaction_read_only; SELECT pg_reload_conf();",
+        ),
+        Server::Mysql(_) => ("SET GLOBAL read_only = ON", "SET GLOBAL read_only = OFF"),
+    };
+    nothing_is_lost_by(&site, |node| {
+        site.server().admin(on);
         let said = in_trouble(node);
         assert!(said.contains("read"), "{said}");
-        site.server()
-            .admin("ALTER SYSTEM RESET default_transaction_read_only; SELECT pg_reload_conf();");
+        site.server().admin(off);
     });
 }
+
+on_each!(a_server_that_is_read_only_for_a_while_costs_nothing: postgres, mariadb, mysql);

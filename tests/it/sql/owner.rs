@@ -6,13 +6,13 @@
 use std::time::Duration;
 
 use super::{
-    Numbered, Site, assert_nothing_dead, assert_same, both, dead_letters, drained, in_trouble,
-    post, postgres_settings, well,
+    Kind, Numbered, Site, assert_nothing_dead, assert_same, both, dead_letters, drained,
+    in_trouble, on_each, post, well,
 };
 use crate::http;
 use crate::support::wait_until;
 
-fn a_planted_row_is_a_conflict_and_stays(site: &Site) {
+fn a_row_that_stands_under_the_identity_of_another_event_is_a_conflict_and_stays(site: Site) {
     let node = site.serving(&[]);
     let mut told = post(&mut node.client(), [0]);
     drained(&node);
@@ -23,15 +23,19 @@ fn a_planted_row_is_a_conflict_and_stays(site: &Site) {
 
     // somebody writes under the third one's identity
     let (taken, _) = queued[2];
+    let at = match site.kind() {
+        Kind::Sqlite | Kind::Postgres => "2026-01-01 00:00:00.000000+00:00",
+        Kind::MariaDb | Kind::MySql => "2026-01-01 00:00:00.000000",
+    };
     site.sql(&format!(
         "INSERT INTO events_raw (origin_dc, origin_seq, node_name, channel, received_at, json_data) \
-         VALUES ('dc1', {taken}, 'dc1', 'events_raw', '2026-01-01 00:00:00.000000+00:00', '{{\"n\":77}}')"
+         VALUES ('dc1', {taken}, 'dc1', 'events_raw', '{at}', '{{\"n\":77}}')"
     ));
-    let planted = |site: &Site| {
+    let planted = || {
         let rows = site.rows();
         rows.into_iter().find(|row| row["origin_seq"] == taken).unwrap()
     };
-    let before = planted(site);
+    let before = planted();
     let node = site.serving(&[]);
     drained(&node);
     let health = node.health();
@@ -42,7 +46,7 @@ fn a_planted_row_is_a_conflict_and_stays(site: &Site) {
     let reason = letters[0]["reason"].to_string();
     assert!(reason.contains("identity conflict"), "{reason}");
     assert!(node.log().contains("identity conflict"), "{}", node.log());
-    assert_eq!(planted(site), before);
+    assert_eq!(planted(), before);
     let theirs = |(seq, n): Numbered| if seq == taken { (seq, 77) } else { (seq, n) };
     told.extend(queued.into_iter().map(theirs));
     assert_same(&site.numbers(), &told);
@@ -52,19 +56,14 @@ fn a_planted_row_is_a_conflict_and_stays(site: &Site) {
     assert_same(&site.numbers(), &told);
 }
 
-#[test]
-fn a_row_that_stands_in_postgres_under_the_identity_of_another_event_is_a_conflict_and_stays() {
-    a_planted_row_is_a_conflict_and_stays(&Site::postgres());
-}
-
-#[test]
-fn a_row_that_stands_in_sqlite_under_the_identity_of_another_event_is_a_conflict_and_stays() {
-    a_planted_row_is_a_conflict_and_stays(&Site::sqlite());
-}
+on_each!(
+    a_row_that_stands_under_the_identity_of_another_event_is_a_conflict_and_stays:
+    postgres, sqlite, mariadb, mysql
+);
 
 #[test]
 fn a_role_that_commits_without_waiting_for_the_disk_waits_for_it_all_the_same() {
-    let mut site = Site::postgres();
+    let site = Site::postgres();
     site.server().admin("ALTER ROLE replicon SET synchronous_commit = off");
     let node = site.serving(&[]);
     let mut told = post(&mut node.client(), [0]);
@@ -84,15 +83,14 @@ fn a_role_that_commits_without_waiting_for_the_disk_waits_for_it_all_the_same() 
     assert_same(&site.numbers(), &told);
 }
 
-#[test]
-fn a_second_node_of_the_same_name_is_refused_by_the_database_and_accepts_meanwhile() {
-    let mut site = Site::postgres();
+fn a_second_node_of_the_same_name_is_refused_by_the_database_and_accepts_meanwhile(site: Site) {
     let first = site.serving(&[]);
     let mut told = post(&mut first.client(), 0..3);
     drained(&first);
-    // it has started before, elsewhere: so it knows its identities, and waits for nobody
+    // it has started before, elsewhere: so it knows its identities, and waits for nobody; in another
+    // database of that server the name is free
     let dir = tempfile::tempdir().unwrap();
-    let elsewhere = postgres_settings(&site.server().database("elsewhere"));
+    let elsewhere = site.server().settings(&site.server().database("elsewhere"));
     let second = http::serving(dir.path(), &both(&elsewhere, &[]));
     assert_eq!(second.stop().code(), Some(0));
 
@@ -115,3 +113,8 @@ fn a_second_node_of_the_same_name_is_refused_by_the_database_and_accepts_meanwhi
     assert_nothing_dead(&second, dir.path());
     well(&first);
 }
+
+on_each!(
+    a_second_node_of_the_same_name_is_refused_by_the_database_and_accepts_meanwhile:
+    postgres, mariadb, mysql
+);

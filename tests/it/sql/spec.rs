@@ -6,10 +6,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use super::{DATABASE, SQLITE, Site, both, drained, post, postgres_settings, well};
+use super::{DATABASE, Kind, SQLITE, Server, Site, both, drained, on_each, post, well};
 use crate::cli::lines_with;
 use crate::http;
-use crate::support::postgres::{PASSWORD, Postgres, ROLE, query};
+use crate::support::postgres::{PASSWORD, ROLE, query};
 use crate::support::sqlite::sqlite;
 use crate::support::{KEY, Node, repo};
 
@@ -68,7 +68,7 @@ fn examples(node: &Node) -> Vec<Value> {
     want
 }
 
-fn the_examples_stand_in_events_raw(site: &Site) -> Node {
+fn the_examples_of_the_documentation_stand_under_the_seqs_of_their_answers(site: Site) {
     let node = site.serving(&[]);
     let before = seconds();
     let want = examples(&node);
@@ -83,25 +83,20 @@ fn the_examples_stand_in_events_raw(site: &Site) -> Node {
     }
     assert_eq!(rows, want);
     well(&node);
-    node
-}
-
-#[test]
-fn the_examples_of_the_documentation_stand_in_postgres_under_the_seqs_of_their_answers() {
-    let mut site = Site::on(Postgres::start_on_tcp());
-    let node = the_examples_stand_in_events_raw(&site);
-    let dsn = site.server().dsn(DATABASE);
-    assert_eq!(query(&dsn, COUNT).as_deref(), Ok("5"));
+    let count = match site.kind() {
+        // by the address that the node has, password included
+        Kind::Postgres => query(&site.server().dsn(DATABASE), COUNT).unwrap(),
+        Kind::Sqlite | Kind::MariaDb | Kind::MySql => site.sql(COUNT),
+    };
+    assert_eq!(count, "5");
     let said = format!("{}{}{}", node.log(), node.health(), node.get("/metrics").body);
     assert!(!said.contains(PASSWORD) && !said.contains(KEY), "a secret is shown: {said}");
 }
 
-#[test]
-fn the_examples_of_the_documentation_stand_in_sqlite_under_the_seqs_of_their_answers() {
-    let site = Site::sqlite();
-    let _node = the_examples_stand_in_events_raw(&site);
-    assert_eq!(site.sql(COUNT), "5");
-}
+on_each!(
+    the_examples_of_the_documentation_stand_under_the_seqs_of_their_answers:
+    sqlite, postgres_over_tcp, mariadb_over_tcp, mysql_over_tcp
+);
 
 #[test]
 fn the_configuration_as_shipped_stores_into_sqlite() {
@@ -119,9 +114,9 @@ fn the_configuration_as_shipped_stores_into_sqlite() {
 
 #[test]
 fn an_address_of_postgres_may_be_a_url_or_words_over_tcp_or_a_unix_socket() {
-    let mut site = Site::on(Postgres::start_on_tcp());
-    let server = site.server();
-    let (port, dir) = (server.port(), server.socket_dir().to_str().unwrap().to_owned());
+    let site = Site::postgres_over_tcp();
+    let Server::Postgres(server) = site.server() else { panic!("this is no PostgreSQL") };
+    let (port, dir) = (server.port(), server.socket_dir().to_str().unwrap());
     let percent = dir.replace('/', "%2F");
     let forms = [
         format!("postgres://{ROLE}:{PASSWORD}@127.0.0.1:{port}/{DATABASE}?sslmode=disable"),
@@ -134,7 +129,7 @@ fn an_address_of_postgres_may_be_a_url_or_words_over_tcp_or_a_unix_socket() {
     ];
     let mut told = Vec::new();
     for (form, n) in forms.iter().zip(0..) {
-        let node = http::serving(site.path(), &both(&postgres_settings(form), &[]));
+        let node = http::serving(site.path(), &both(&site.server().settings(form), &[]));
         told.extend(post(&mut node.client(), [n]));
         drained(&node);
         let log = node.log();

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::{SMALL_SEGMENTS, Site, drained, well};
+use super::{Kind, SMALL_SEGMENTS, Site, drained, on_each, well};
 use crate::cli::{OLD_CHANNELS, lines_with};
 use crate::support::Client;
 
@@ -48,12 +48,11 @@ fn post_report(client: &mut Client, body: &str) -> u64 {
 
 /// Every row of `abuse_reports`, in order of the seqs.
 fn report_rows(site: &Site) -> Vec<Value> {
-    let (object, time) = match site.server {
-        Some(_) => (
-            "json_build_object",
-            "to_char(report_time AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.MS')",
-        ),
-        None => ("json_object", "strftime('%Y-%m-%d %H:%M:%f', report_time)"),
+    let object = site.object();
+    let time = match site.kind() {
+        Kind::Postgres => "to_char(report_time AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.MS')",
+        Kind::Sqlite => "strftime('%Y-%m-%d %H:%M:%f', report_time)",
+        Kind::MariaDb | Kind::MySql => "left(date_format(report_time, '%Y-%m-%d %T.%f'), 23)",
     };
     site.objects(&format!(
         "SELECT {object}('origin_dc', origin_dc, 'origin_seq', origin_seq, \
@@ -92,23 +91,27 @@ fn reports_stand_as_posted(site: &Site, store_raw: bool) {
     well(&node);
 }
 
-#[test]
-fn a_structured_event_stands_in_its_table_of_postgres_as_posted_with_a_raw_copy_where_asked() {
-    for store_raw in [false, true] {
-        reports_stand_as_posted(&Site::postgres(), store_raw);
-    }
+fn a_structured_event_stands_in_its_table_as_posted(site: Site) {
+    reports_stand_as_posted(&site, false);
 }
 
-#[test]
-fn a_structured_event_stands_in_its_table_of_sqlite_as_posted_with_a_raw_copy_where_asked() {
-    for store_raw in [false, true] {
-        reports_stand_as_posted(&Site::sqlite(), store_raw);
-    }
+on_each!(
+    a_structured_event_stands_in_its_table_as_posted:
+    postgres, sqlite, mariadb, mysql
+);
+
+fn a_structured_event_stands_in_its_table_as_posted_with_a_raw_copy_where_asked(site: Site) {
+    reports_stand_as_posted(&site, true);
 }
+
+on_each!(
+    a_structured_event_stands_in_its_table_as_posted_with_a_raw_copy_where_asked:
+    postgres, sqlite, mariadb, mysql
+);
 
 /// The statements of the old release's documentation, the table of its structured example, rows of
 /// that time, and what an operator added since.
-const OLD_TABLES: &str = "
+const OLD_POSTGRES: &str = "
 CREATE SEQUENCE replicon_origin_seq;
 CREATE TABLE IF NOT EXISTS events_raw (
   origin_dc    TEXT        NOT NULL,
@@ -154,7 +157,7 @@ INSERT INTO replication_progress VALUES ('dc2', 'events_raw', 41, now());
 ";
 
 /// What stood there before, as one text.
-const OLD_ROWS: &str = "
+const OLD_POSTGRES_ROWS: &str = "
 SELECT md5(string_agg(t::text, ',' ORDER BY origin_seq)) FROM events_raw t WHERE origin_seq < 1000;
 SELECT md5(string_agg(t::text, ',' ORDER BY origin_seq)) FROM abuse_reports t
   WHERE origin_seq < 1000;
@@ -162,11 +165,11 @@ SELECT * FROM replication_progress WHERE peer_dc = 'dc2';
 ";
 
 #[test]
-fn tables_that_the_old_release_made_and_an_operator_widened_keep_working() {
+fn tables_that_the_old_release_made_in_postgres_and_an_operator_widened_keep_working() {
     let site = Site::postgres();
     site.channels(&enabled(false));
-    site.sql(OLD_TABLES);
-    let before = site.sql(OLD_ROWS);
+    site.sql(OLD_POSTGRES);
+    let before = site.sql(OLD_POSTGRES_ROWS);
     for start in 1..=2 {
         let node = site.serving(&SMALL_SEGMENTS);
         let mut client = node.client();
@@ -184,9 +187,70 @@ fn tables_that_the_old_release_made_and_an_operator_widened_keep_working() {
         assert_eq!(report_rows(&site).last(), Some(&row(report, fields()[0].clone())));
         assert_eq!(node.stop().code(), Some(0));
     }
-    assert_eq!(site.sql(OLD_ROWS), before);
+    assert_eq!(site.sql(OLD_POSTGRES_ROWS), before);
     assert_eq!(site.sql("SELECT count(*), count(seen_by_hand) FROM events_raw"), "102|100");
     assert_eq!(site.sql("SELECT count(*), count(note_by_hand) FROM abuse_reports"), "12|10");
     let indexes = "SELECT count(*) FROM pg_indexes WHERE indexname LIKE '%_by_hand'";
     assert_eq!(site.sql(indexes), "2");
 }
+
+/// The same in MySQL and MariaDB, as far as the documentation gives its statements: it names no type
+/// of a structured channel.
+const OLD_MYSQL: &str = "
+ALTER DATABASE CHARACTER SET utf8mb4;
+CREATE TABLE IF NOT EXISTS events_raw (
+  origin_dc    VARCHAR(191) NOT NULL,
+  origin_seq   BIGINT       NOT NULL,
+  node_name    VARCHAR(191) NOT NULL,
+  channel      VARCHAR(191) NOT NULL,
+  received_at  DATETIME(6)  NOT NULL DEFAULT CURRENT_TIMESTAMP(6),
+  json_data    JSON         NOT NULL,
+  PRIMARY KEY (origin_dc, origin_seq)
+) ENGINE=InnoDB;
+CREATE TABLE IF NOT EXISTS replication_progress (
+  peer_dc                  VARCHAR(191) NOT NULL,
+  channel                  VARCHAR(191) NOT NULL,
+  last_origin_seq_received BIGINT       NOT NULL DEFAULT 0,
+  updated_at               DATETIME     NOT NULL,
+  PRIMARY KEY (peer_dc, channel)
+);
+CREATE INDEX raw_by_hand ON events_raw (channel, received_at);
+ALTER TABLE events_raw ADD COLUMN seen_by_hand BOOLEAN;
+INSERT INTO events_raw (origin_dc, origin_seq, node_name, channel, json_data, seen_by_hand)
+  SELECT 'dc1', seq, 'dc1', 'events_raw', json_object('old', seq), true
+  FROM (SELECT 1 AS seq UNION SELECT 2 UNION SELECT 3) old;
+INSERT INTO replication_progress VALUES ('dc2', 'events_raw', 41, '2026-01-01 00:00:00');
+";
+
+const OLD_MYSQL_ROWS: &str = "
+SELECT * FROM events_raw WHERE origin_seq < 1000 ORDER BY origin_seq;
+SELECT * FROM replication_progress WHERE peer_dc = 'dc2';
+";
+
+fn tables_that_the_old_release_made_and_an_operator_widened_keep_working(site: Site) {
+    site.sql(OLD_MYSQL);
+    let before = site.sql(OLD_MYSQL_ROWS);
+    assert_eq!(before.lines().count(), 4, "{before}");
+    for start in 1..=2 {
+        let node = site.serving(&SMALL_SEGMENTS);
+        assert_eq!(node.post("{\"new\":1}").status, 202);
+        drained(&node);
+        let log = node.log();
+        // the log is of all starts together
+        let said = lines_with(&log, "seen_by_hand");
+        assert_eq!(said.len(), start, "one word about it at each start: {log}");
+        assert!(said[0].contains(" WARN ") && said[0].contains("events_raw"), "{log}");
+        assert!(!log.contains(" ERROR "), "{log}");
+        assert_eq!(node.stop().code(), Some(0));
+    }
+    assert_eq!(site.sql(OLD_MYSQL_ROWS), before);
+    assert_eq!(site.sql("SELECT count(*), count(seen_by_hand) FROM events_raw"), "5|3");
+    let indexes = "SELECT count(DISTINCT index_name) FROM information_schema.statistics \
+                   WHERE table_schema = database() AND index_name LIKE '%_by_hand'";
+    assert_eq!(site.sql(indexes), "1");
+}
+
+on_each!(
+    tables_that_the_old_release_made_and_an_operator_widened_keep_working:
+    mariadb, mysql
+);

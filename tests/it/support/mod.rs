@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod ledger;
+pub mod mysql;
 pub mod postgres;
 pub mod server;
 pub mod sim;

@@ -224,6 +224,12 @@ impl Postgres {
         command.spawn().unwrap_or_else(|e| panic!("psql: {e}"))
     }
 
+    /// Ends every session of the nodes' role; how many there were.
+    pub fn end_sessions(&self) -> usize {
+        let all = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename =";
+        self.admin(&format!("{all} '{ROLE}'")).parse().unwrap()
+    }
+
     /// Kills every process of it at once; who they were.
     fn end(&mut self) -> Vec<u32> {
         let Some(mut postmaster) = self.postmaster.take() else { return Vec::new() };

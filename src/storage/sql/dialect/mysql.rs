@@ -137,7 +137,9 @@ impl Mysql {
     fn define(self, table: &Table, column: &Column) -> String {
         let definition = definition(&self, column);
         let indexed = || table.indexes.iter().flat_map(|index| &index.columns);
-        if types::is_json(column.ty) && indexed().any(|(name, _)| *name == column.name) {
+        let json = types::is_json(column.ty);
+        let is_text = || types::declared(column.ty) == types::TEXT;
+        if json && (is_text() || indexed().any(|(name, _)| *name == column.name)) {
             let name = self.quote(&column.name);
             let text = definition.replacen(" JSON", &format!(" {}", types::TEXT), 1);
             return format!("{text} /*M! CHECK (json_valid({name})) */");

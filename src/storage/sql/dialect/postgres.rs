@@ -70,9 +70,14 @@ impl Postgres {
 
     /// Makes the temporary copy, once a session. It forgets its rows with the transaction.
     #[must_use]
-    pub fn make_sieve(self, table: &Table) -> String {
+    pub fn make_sieve(self, table: &Table) -> [String; 2] {
         let (sieve, table) = (self.sieve(table), self.quote(&table.name));
-        format!("CREATE TEMP TABLE IF NOT EXISTS {sieve} (LIKE {table}) ON COMMIT DELETE ROWS")
+        // made anew each time: the table may have other columns since
+        let like = "INCLUDING DEFAULTS INCLUDING IDENTITY INCLUDING GENERATED";
+        [
+            format!("DROP TABLE IF EXISTS {sieve}"),
+            format!("CREATE TEMP TABLE {sieve} (LIKE {table} {like}) ON COMMIT DROP"),
+        ]
     }
 
     /// Fills it.
@@ -83,12 +88,18 @@ impl Postgres {
         format!("COPY {sieve} ({columns}) FROM STDIN WITH (FORMAT text)")
     }
 
-    /// The CHECKs of a table: name and expression. Parameters: table.
+    /// The CHECKs of a table that hold: name and expression. None where a trigger may change a row
+    /// before they are looked at. Parameters: table.
     #[must_use]
     pub fn checks(self) -> &'static str {
         "SELECT CAST(conname AS text), pg_get_expr(conbin, conrelid) \
          FROM pg_catalog.pg_constraint \
-         WHERE conrelid = to_regclass(quote_ident($1::text)) AND contype = 'c' ORDER BY conname"
+         WHERE conrelid = to_regclass(quote_ident($1::text)) AND contype = 'c' \
+         AND to_jsonb(pg_constraint)->>'conenforced' IS DISTINCT FROM 'false' \
+         AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_trigger \
+         WHERE tgrelid = conrelid AND NOT tgisinternal AND tgenabled <> 'D' \
+         AND (tgtype & 7) = 7) \
+         ORDER BY conname"
     }
 
     /// The rows in the copy that a CHECK refuses: seq, and which of `expressions`.
