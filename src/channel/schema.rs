@@ -322,6 +322,9 @@ fn indexes(source: &SchemaSource, errors: &mut Errors) -> Vec<IndexSpec> {
     indexes
 }
 
+/// What every backend takes.
+const MAX_INDEX_COLUMNS: usize = 16;
+
 fn index_columns(
     source: &SchemaSource,
     index: &IndexSource,
@@ -330,6 +333,10 @@ fn index_columns(
 ) -> Vec<(Ident, bool)> {
     if index.columns.is_empty() {
         errors.add(format!("{path}.columns"), "an index needs at least one column");
+    }
+    if index.columns.len() > MAX_INDEX_COLUMNS {
+        let text = format!("an index has at most {MAX_INDEX_COLUMNS} columns: MySQL takes no more");
+        errors.add(format!("{path}.columns"), text);
     }
     let mut seen = HashSet::new();
     let mut columns = Vec::with_capacity(index.columns.len());
