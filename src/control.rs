@@ -25,7 +25,6 @@ use tokio::task::JoinHandle;
 use crate::event::Seq;
 use crate::fsx::parent;
 use crate::queue::AnyQueue;
-use crate::queue::file::FileQueue;
 use crate::queue::file::dead::Filter;
 use crate::task;
 
@@ -271,13 +270,13 @@ fn line_of(message: &impl Serialize) -> io::Result<Vec<u8>> {
 pub async fn execute(queue: &Arc<AnyQueue>, request: Request, replies: mpsc::Sender<Reply>) {
     let result = match (&**queue, request) {
         (AnyQueue::Memory(_), _) => Err("this node's queue is no log on disk".to_owned()),
-        (AnyQueue::File(_), Request::AcknowledgeDamage) => acknowledge(queue.clone()).await,
-        (AnyQueue::File(file), Request::RetryDead { filter }) => {
-            retry(file, &filter, &replies).await
-        }
+        (_, Request::AcknowledgeDamage) => acknowledge(queue.clone()).await,
+        (_, Request::RetryDead { filter }) => retry(queue, &filter, &replies).await,
         (AnyQueue::File(file), Request::DiscardDead { filter }) => {
-            let discarded = file.discard_dead(&filter).await;
-            discarded.map(|n| (n, format!("discarded: {}", letters(n))))
+            discarded(file.discard_dead(&filter).await)
+        }
+        (AnyQueue::Redis(redis), Request::DiscardDead { filter }) => {
+            discarded(redis.discard_dead(&filter).await)
         }
     };
     let last = match result {
@@ -291,9 +290,14 @@ fn letters(n: u64) -> String {
     if n == 1 { "1 dead letter".to_owned() } else { format!("{n} dead letters") }
 }
 
+fn discarded(result: Result<u64, String>) -> Result<(u64, String), String> {
+    result.map(|n| (n, format!("discarded: {}", letters(n))))
+}
+
 async fn acknowledge(queue: Arc<AnyQueue>) -> Result<(u64, String), String> {
     let acknowledged = task::blocking(move || match &*queue {
         AnyQueue::File(file) => file.acknowledge_damage(),
+        AnyQueue::Redis(redis) => redis.acknowledge_damage(),
         AnyQueue::Memory(_) => Ok(0),
     });
     match acknowledged.await {
@@ -310,15 +314,25 @@ async fn acknowledge(queue: Arc<AnyQueue>) -> Result<(u64, String), String> {
 /// Puts letters back, and tells of each. What the queue says between two of its waits is sent before
 /// it goes on, so that no more than that is ever held.
 async fn retry(
-    file: &FileQueue,
+    queue: &AnyQueue,
     filter: &Filter,
     replies: &mpsc::Sender<Reply>,
 ) -> Result<(u64, String), String> {
-    let of = file.count_dead(filter).await?;
+    let of = match queue {
+        AnyQueue::File(file) => file.count_dead(filter).await?,
+        AnyQueue::Redis(redis) => redis.count_dead(filter).await?,
+        AnyQueue::Memory(_) => 0,
+    };
     let said = Mutex::new(Vec::new());
     let mut each =
         |old: Seq, new: Seq| said.lock().unwrap_or_else(PoisonError::into_inner).push((old, new));
-    let work = file.retry_dead(filter, &mut each);
+    let work = async {
+        match queue {
+            AnyQueue::File(file) => file.retry_dead(filter, &mut each).await,
+            AnyQueue::Redis(redis) => redis.retry_dead(filter, &mut each).await,
+            AnyQueue::Memory(_) => Ok(0),
+        }
+    };
     tokio::pin!(work);
     let take = || std::mem::take(&mut *said.lock().unwrap_or_else(PoisonError::into_inner));
     let mut done = 0;

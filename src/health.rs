@@ -22,9 +22,9 @@ pub struct Facts {
     pub node_id: String,
     /// Worker threads.
     pub threads: usize,
-    /// `file`.
+    /// `file` or `redis`.
     pub queue_backend: &'static str,
-    /// `ack` or `interval`.
+    /// `ack` or `interval`; `server` where a server was configured for it.
     pub queue_sync: &'static str,
     /// `file` or `noop`.
     pub storage_backend: &'static str,
@@ -72,6 +72,8 @@ struct Ingest {
     queue_depth: u64,
     queue_bytes: u64,
     oldest_event_age_seconds: Option<f64>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    queue_server: BTreeMap<String, String>,
     storage_backend: &'static str,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     storage_server: BTreeMap<String, String>,
@@ -146,6 +148,7 @@ impl Health {
         degraded.extend(stats.refusing.clone());
         let server: BTreeMap<String, String> = (self.server)().into_iter().collect();
         degraded.extend(doubts(&server));
+        degraded.extend(stats.doubts.iter().cloned());
         degraded.extend(stats.parked.iter().map(ToString::to_string));
         let status = match () {
             () if self.is_stopping() => "stopping",
@@ -167,6 +170,7 @@ impl Health {
                 queue_depth: sum(|c| c.queued),
                 queue_bytes: stats.bytes,
                 oldest_event_age_seconds: stats.oldest_micros.map(age),
+                queue_server: stats.server.into_iter().collect(),
                 storage_backend: facts.storage_backend,
                 storage_server: server,
                 writer_workers: facts.writer_workers,

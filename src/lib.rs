@@ -58,6 +58,7 @@ pub mod json;
 pub mod channel;
 
 pub mod seq;
+pub mod watermark;
 
 pub mod queue;
 
@@ -65,6 +66,7 @@ pub mod fsx;
 
 pub mod writer;
 
+pub mod replicate;
 pub mod storage;
 
 pub mod health;

@@ -77,7 +77,11 @@ const EVENT_COUNTERS: [(&str, &str, Pick); 5] = [
     }),
     ("replicon_events_stored_total", "Events that storage confirmed.", |c| c.stored),
     ("replicon_events_dead_lettered_total", "Events kept as dead letters.", |c| c.dead_lettered),
-    ("replicon_events_lost_total", "Events in damaged stretches of the log.", |c| c.lost),
+    (
+        "replicon_events_lost_total",
+        "Events in damaged stretches of the log, or that Redis has lost.",
+        |c| c.lost,
+    ),
 ];
 
 const QUEUE_GAUGES: [(&str, &str, Pick); 2] = [

@@ -2,6 +2,8 @@
 //!
 //! Decides nothing that a part could decide.
 
+pub mod queue;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,8 +14,8 @@ use tokio::task::JoinHandle;
 
 use crate::clock::Clock;
 use crate::config::{
-    Config, MysqlDsn, MysqlHost, MysqlTls, PgHost, PostgresDsn, QueueConfig, ServerConfig, SslMode,
-    StorageConfig, SyncMode,
+    Config, MysqlDsn, MysqlHost, MysqlTls, PgHost, PostgresDsn, QueueBackend, ServerConfig,
+    SslMode, StorageConfig, SyncMode,
 };
 use crate::control;
 use crate::fsx::OsDisk;
@@ -21,8 +23,6 @@ use crate::health::{Facts, Health};
 use crate::http::{App, BodyLimits, Deadlines, Limits, Routes, Server};
 use crate::ingest::Door;
 use crate::metrics::Metrics;
-use crate::queue::accounts::Ceilings;
-use crate::queue::file::{self as log, FileQueue};
 use crate::queue::{AnyQueue, Queue};
 use crate::seq::Witness;
 use crate::storage::file::FileStorage;
@@ -37,7 +37,7 @@ use crate::writer::{self, Orders};
 pub enum StartError {
     /// The queue cannot be opened.
     #[error("the queue cannot be opened: {0}")]
-    Queue(#[from] log::OpenError),
+    Queue(#[from] queue::QueueError),
     /// The address cannot be listened on.
     #[error(
         "cannot listen on {addr}: {source}; set http_listen to another address, or stop what has it"
@@ -82,8 +82,8 @@ impl Node {
     /// [`StartError`].
     pub async fn start(config: &Config, threads: usize) -> Result<Self, StartError> {
         let (clock, spine, metrics) = (Clock::system(), Spine::default(), Metrics::new()?);
-        let options = queue_options(config, &clock, &spine, metrics.sync_seconds.clone());
-        let queue = Arc::new(AnyQueue::File(task::blocking(|| FileQueue::open(options)).await?));
+        let seconds = metrics.sync_seconds.clone();
+        let queue = Arc::new(queue::open(config, &clock, &spine, seconds).await?);
         let storage = Arc::new(open_storage(config, &clock));
         let trouble = Arc::new(watch::channel(None).0);
         let workers = config.writer.workers.min(storage.lanes());
@@ -184,9 +184,7 @@ impl Node {
             tracing::warn!("some clients have not taken their answers; their connections are cut");
         }
         self.stop_writing.send_replace(true);
-        if let AnyQueue::File(queue) = &*self.queue {
-            queue.stop_leasing();
-        }
+        self.queue.stop_leasing();
         if tokio::time::timeout(LAST_WRITES, self.writing).await.is_err() {
             tracing::warn!(
                 "the storage does not answer; what it was sent last is looked at again by the next start"
@@ -195,13 +193,7 @@ impl Node {
         if let Some(control) = self.control {
             let _ = control.await;
         }
-        let queue = self.queue;
-        task::blocking(move || {
-            if let AnyQueue::File(queue) = &*queue {
-                queue.close();
-            }
-        })
-        .await;
+        self.queue.close().await;
         tracing::info!("stopped");
     }
 }
@@ -216,10 +208,12 @@ async fn write(
     spine: Spine,
 ) {
     let mut stop = orders.stop.clone();
-    let node_id = match &*queue {
-        AnyQueue::File(file) => file.node_id().to_owned(),
-        AnyQueue::Memory(_) => String::new(),
-    };
+    let node_id = queue.node_id().to_owned();
+    // a queue on a server that does not answer yet knows neither what it holds nor what is parked
+    tokio::select! {
+        () = queue.met() => {}
+        _ = stop.wait_for(|stop| *stop) => return,
+    }
     // one position for all channels goes up only, and what is parked has lower seqs
     if storage.lanes() == 1 && writer::parked_elsewhere(&*queue, &report) {
         let _ = stop.wait_for(|stop| *stop).await;
@@ -227,14 +221,12 @@ async fn write(
     }
     let contact = writer::first_contact(&*queue, &*storage, &node_id, &report, &mut stop).await;
     let Some(last) = contact else { return };
-    if let AnyQueue::File(file) = &*queue {
-        if let Some(last) = last {
-            file.seen(last, Witness::Own);
-        }
-        tokio::select! {
-            () = make_certain(&queue) => {}
-            _ = stop.wait_for(|stop| *stop) => return,
-        }
+    if let Some(last) = last {
+        queue.seen(last, Witness::Own);
+    }
+    tokio::select! {
+        () = queue::make_certain(&queue) => {}
+        _ = stop.wait_for(|stop| *stop) => return,
     }
     let mut running = Vec::new();
     let aside = writer::run_parked(queue.clone(), storage.clone(), report.clone(), orders.clone());
@@ -247,53 +239,6 @@ async fn write(
         let _ = worker.await;
     }
     let _ = stop.wait_for(|stop| *stop).await;
-}
-
-/// Storage has answered: this node knows which seqs are in use.
-async fn make_certain(queue: &Arc<AnyQueue>) {
-    loop {
-        let queue = queue.clone();
-        let result = task::blocking(move || match &*queue {
-            AnyQueue::File(file) => file.identity_certain(),
-            AnyQueue::Memory(_) => Ok(()),
-        });
-        match result.await {
-            Ok(()) => return,
-            Err(e) => tracing::error!("node.state cannot be written: {e}; tried again in a second"),
-        }
-        task::sleep(Duration::from_secs(1)).await;
-    }
-}
-
-/// How the configured queue is opened. `sync_seconds` takes the seconds that syncs take.
-#[must_use]
-pub fn queue_options(
-    config: &Config,
-    clock: &Clock,
-    spine: &Spine,
-    sync_seconds: prometheus::Histogram,
-) -> log::Options {
-    let QueueConfig { max_events, max_bytes, channel_share, .. } = config.queue;
-    let several = config.channels.all().filter(|c| c.enabled).count() > 1;
-    let channel_share = if several { channel_share } else { 1.0 };
-    log::Options {
-        disk: OsDisk::shared(),
-        path: config.queue.path.clone(),
-        ack_path: config.queue.ack_path.clone(),
-        origin: config.node_name.clone(),
-        clock: clock.clone(),
-        sync: match config.queue.sync {
-            SyncMode::Ack => log::SyncMode::Ack,
-            SyncMode::Interval(every) => log::SyncMode::Interval(every),
-        },
-        segment_bytes: config.queue.segment_bytes,
-        ceilings: Ceilings { max_events, max_bytes, channel_share },
-        min_free_bytes: config.queue.min_free_bytes,
-        dead_letter_max_bytes: config.queue.dead_letter_max_bytes,
-        lock: true,
-        spine: spine.clone(),
-        sync_seconds,
-    }
 }
 
 /// The configured storage, unopened.
@@ -398,10 +343,6 @@ fn mysql_options(config: &ServerConfig<MysqlDsn>, largest_event: usize) -> mysql
 }
 
 fn facts(config: &Config, queue: &AnyQueue, threads: usize, workers: usize) -> Facts {
-    let node_id = match queue {
-        AnyQueue::File(file) => file.node_id().to_owned(),
-        AnyQueue::Memory(_) => String::new(),
-    };
     let mut degraded = Vec::new();
     if config.channels_fallback {
         degraded
@@ -409,12 +350,17 @@ fn facts(config: &Config, queue: &AnyQueue, threads: usize, workers: usize) -> F
     }
     Facts {
         node: config.node_name.to_string(),
-        node_id,
+        node_id: queue.node_id().to_owned(),
         threads,
-        queue_backend: "file",
-        queue_sync: match config.queue.sync {
-            SyncMode::Ack => "ack",
-            SyncMode::Interval(_) => "interval",
+        queue_backend: match config.queue.backend {
+            QueueBackend::File => "file",
+            QueueBackend::Redis => "redis",
+        },
+        queue_sync: match (config.queue.backend, config.queue.sync) {
+            // as the server was configured: queue_server says how
+            (QueueBackend::Redis, _) => "server",
+            (QueueBackend::File, SyncMode::Ack) => "ack",
+            (QueueBackend::File, SyncMode::Interval(_)) => "interval",
         },
         storage_backend: match config.storage {
             StorageConfig::File { .. } => "file",
@@ -450,9 +396,9 @@ fn ready_line(config: &Config, addr: Option<SocketAddr>) -> String {
         StorageConfig::Mysql(mysql) => format!("mysql:{}/{}", mysql.dsn.host, mysql.dsn.database),
     };
     format!(
-        "replicon {} ready node={} http={http} queue=file:{} storage={storage}",
+        "replicon {} ready node={} http={http} queue={} storage={storage}",
         env!("CARGO_PKG_VERSION"),
         config.node_name,
-        config.queue.path.display(),
+        queue::shown(config),
     )
 }

@@ -51,6 +51,11 @@ impl Drop for Server {
 impl Server {
     /// Makes one in that directory, which must outlive it, and waits until it answers.
     pub fn start(dir: &Path) -> Outcome<Self> {
+        Self::start_with(dir, &[])
+    }
+
+    /// As [`Server::start`], with more settings.
+    pub fn start_with(dir: &Path, more: &[&str]) -> Outcome<Self> {
         let programs = programs()?;
         let owner = Owner::of(dir, &["postgres", "nobody"])?;
         let socket = tempfile::Builder::new().prefix("replicon-bench-").tempdir()?;
@@ -63,7 +68,7 @@ impl Server {
         let log = dir.join("postgres.log");
         let mut command = owner.command(&programs.join("postgres"), &home);
         command.arg("-D").arg(&data).arg("-k").arg(socket.path());
-        for setting in SETTINGS {
+        for setting in SETTINGS.iter().chain(more) {
             command.args(["-c", setting]);
         }
         command.stdout(Stdio::null()).stderr(File::create(&log)?);

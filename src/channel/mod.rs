@@ -16,10 +16,11 @@ use crate::event::{ChannelName, ModeTag};
 use schema::Schema;
 
 /// The tables that are ours in every database; no channel may write to one as its own.
-pub const OWN_TABLES: [&str; 7] = [
+pub const OWN_TABLES: [&str; 8] = [
     "events_raw",
     "replication_progress",
     "replicon_node",
+    "replicon_origin",
     "replicon_conflicts",
     "replicon_quarantine",
     "replicon_released",

@@ -7,9 +7,13 @@ use std::process::ExitCode;
 
 use super::sources::{self, Loaded};
 use super::{Global, WRONG};
-use crate::config::{Config, Problem, StorageConfig};
+use crate::clock::Clock;
+use crate::config::{Config, Problem, QueueBackend, StorageConfig};
 use crate::fsx::{OsDisk, parent};
+use crate::metrics::Metrics;
+use crate::node::queue::redis_options;
 use crate::queue;
+use crate::task::Spine;
 
 /// Runs it.
 pub fn run(global: &Global) -> ExitCode {
@@ -34,12 +38,30 @@ pub fn run(global: &Global) -> ExitCode {
     if let Err(e) = queue::file::inspect(disk, path, ack, &config.node_name) {
         problems.push(Problem::new("queue_file_path", e.to_string()));
     }
+    if config.queue.backend == QueueBackend::Redis {
+        let (wrong, odd) = look_at_redis(&config);
+        problems.extend(wrong.into_iter().map(|text| Problem::new("queue_redis_addr", text)));
+        for text in odd {
+            eprintln!("warning: {text}");
+        }
+    }
     if problems.is_empty() {
         println!("# the configuration is right");
         return ExitCode::SUCCESS;
     }
     sources::print_problems(&problems);
     ExitCode::from(WRONG)
+}
+
+/// What would keep a start from working with this Redis, and what is odd about it.
+fn look_at_redis(config: &Config) -> (Vec<String>, Vec<String>) {
+    let looked = || -> Result<_, Box<dyn std::error::Error>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let seconds = Metrics::new()?.sync_seconds;
+        let options = redis_options(config, &Clock::system(), &Spine::default(), seconds)?;
+        Ok(runtime.block_on(queue::redis::preflight(&options)))
+    };
+    looked().unwrap_or_else(|e| (vec![e.to_string()], Vec::new()))
 }
 
 fn directories(config: &Config) -> Vec<(&'static str, PathBuf)> {

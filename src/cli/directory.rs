@@ -12,15 +12,18 @@ use std::sync::Arc;
 use super::sources::{self, Loaded};
 use super::{FAILED, Global, WRONG};
 use crate::clock::Clock;
+use crate::config::QueueBackend;
 use crate::control::{self, CallError, Reply, Request};
 use crate::fsx::LockError;
 use crate::fsx::readonly::ReadOnlyDisk;
 use crate::metrics::Metrics;
-use crate::node;
+use crate::node::queue::{self, QueueError};
 use crate::queue::AnyQueue;
+use crate::queue::file::OpenError;
+use crate::queue::file::dead::{DeadLetter, read_all};
 use crate::queue::file::look::LogFiles;
 use crate::queue::file::state::StateFile;
-use crate::queue::file::{FileQueue, OpenError};
+use crate::queue::redis;
 use crate::task::Spine;
 use crate::telemetry;
 
@@ -43,6 +46,16 @@ impl Refusal {
     /// It was tried, and failed.
     pub fn failed(text: impl Into<String>) -> Self {
         Self { code: FAILED, text: text.into() }
+    }
+}
+
+impl From<QueueError> for Refusal {
+    fn from(e: QueueError) -> Self {
+        match e {
+            QueueError::File(e) => e.into(),
+            QueueError::Redis(redis::OpenError::Io { .. }) => Self::failed(e.to_string()),
+            QueueError::Redis(_) | QueueError::Named { .. } => Self::wrong(e.to_string()),
+        }
     }
 }
 
@@ -108,6 +121,60 @@ impl Directory {
         }
     }
 
+    /// Whether the queue is on Redis.
+    pub fn is_on_redis(&self) -> bool {
+        self.loaded.config.queue.backend == QueueBackend::Redis
+    }
+
+    /// Reads all dead letters, oldest first.
+    ///
+    /// # Errors
+    /// What the disk or Redis says, and what `visit` returns.
+    pub fn read_dead(
+        &self,
+        told: &mut dyn FnMut(u64, u64),
+        visit: &mut dyn FnMut(DeadLetter) -> io::Result<()>,
+    ) -> io::Result<()> {
+        if self.is_on_redis() {
+            return redis::read_all(&self.redis()?, told, visit);
+        }
+        let files = self.files();
+        read_all(&*files.disk, &files.dead_base(), told, visit)
+    }
+
+    fn redis(&self) -> io::Result<redis::Options> {
+        let metrics = Metrics::new().map_err(io::Error::other)?;
+        let (clock, spine) = (Clock::system(), Spine::default());
+        let config = &self.loaded.config;
+        queue::redis_options(config, &clock, &spine, metrics.sync_seconds).map_err(io::Error::other)
+    }
+
+    /// What was said while dead letters were read.
+    pub fn unreadable(&self, e: &io::Error) -> Refusal {
+        let place = match self.is_on_redis() {
+            true => self.loaded.config.queue.redis.dlq_stream.clone(),
+            false => self.files().dead_base().display().to_string(),
+        };
+        Refusal::failed(format!("the dead letters in {place} cannot be read: {e}"))
+    }
+
+    /// Whether there is nothing of a queue yet that could be changed.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn is_bare(&self) -> Result<bool, Refusal> {
+        Ok(!self.is_on_redis() && !self.files().exist()?)
+    }
+
+    /// What Redis is known to have lost, a line each.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn losses(&self) -> Result<Vec<String>, Refusal> {
+        let losses = redis::losses(&*ReadOnlyDisk::shared(), self.queue_path());
+        losses.map_err(|e| Refusal::failed(format!("redis.state cannot be read: {e}")))
+    }
+
     /// Says that there is nothing, and where.
     pub fn no_log_yet(&self) -> String {
         let path = self.queue_path();
@@ -143,12 +210,10 @@ impl Directory {
         request: Request,
         hear: &mut (dyn FnMut(Reply) + Send),
     ) -> Result<(), Refusal> {
-        let (why, advice) = match self.take(&request)? {
+        let (why, advice) = match self.take(&request).await? {
             Hands::Ours(queue) => {
                 control::here(&queue, request, hear).await;
-                if let AnyQueue::File(file) = &*queue {
-                    file.close();
-                }
+                queue.close().await;
                 return Ok(());
             }
             Hands::Theirs { why, advice } => (why, advice),
@@ -162,18 +227,20 @@ impl Directory {
     }
 
     /// Takes the queue into this process's hands, where they are the right ones.
-    fn take(&self, request: &Request) -> Result<Hands, Refusal> {
+    async fn take(&self, request: &Request) -> Result<Hands, Refusal> {
         if let Some(hands) = self.of_another_user() {
             return Ok(hands);
         }
         telemetry::start("warn");
         let metrics = Metrics::new().map_err(|e| Refusal::failed(e.to_string()))?;
         let (clock, spine) = (Clock::system(), Spine::default());
-        let options =
-            node::queue_options(&self.loaded.config, &clock, &spine, metrics.sync_seconds);
-        let queue = match FileQueue::open(options) {
+        let config = &self.loaded.config;
+        let queue = match queue::open(config, &clock, &spine, metrics.sync_seconds).await {
             Ok(queue) => queue,
-            Err(OpenError::Lock(LockError::Held { path, holder })) => {
+            Err(
+                QueueError::File(OpenError::Lock(LockError::Held { path, holder }))
+                | QueueError::Redis(redis::OpenError::Lock(LockError::Held { path, holder })),
+            ) => {
                 let why = format!("{} is held by a running process{holder}", path.display());
                 let advice = "a node that starts or stops answers in a moment; where its log says that the socket could not be made, stop it and run this again";
                 return Ok(Hands::Theirs { why, advice: advice.to_owned() });
@@ -185,7 +252,7 @@ impl Directory {
                 "nothing can be put back yet: it is not certain which seqs are in use; start the node once with its storage reachable, then run this again",
             ));
         }
-        Ok(Hands::Ours(Arc::new(AnyQueue::File(queue))))
+        Ok(Hands::Ours(Arc::new(queue)))
     }
 
     /// Files that another user than the node's makes are files that the node cannot open.
@@ -203,10 +270,4 @@ impl Directory {
             advice: format!("run this as that user: sudo -u '#{owner}' replicon …"),
         })
     }
-}
-
-/// What the disk said while dead letters were read.
-pub fn unreadable(files: &LogFiles, e: &io::Error) -> Refusal {
-    let base = files.dead_base();
-    Refusal::failed(format!("the dead letters in {} cannot be read: {e}", base.display()))
 }

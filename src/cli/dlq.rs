@@ -8,14 +8,14 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::directory::{Directory, Ended, Refusal, end, unreadable};
+use super::directory::{Directory, Ended, Refusal, end};
 use super::print::{Out, with_payload};
 use super::progress::Progress;
 use super::{FAILED, Global};
 use crate::clock::rfc3339;
 use crate::control::{Reply, Request};
 use crate::event::ModeTag;
-use crate::queue::file::dead::{DeadLetter, DeadState, Filter, read_all};
+use crate::queue::file::dead::{DeadLetter, DeadState, Filter};
 
 /// `replicon dlq …`.
 #[derive(Subcommand)]
@@ -213,11 +213,10 @@ fn each_letter(
     filter: &Filter,
     visit: &mut dyn FnMut(&DeadLetter) -> bool,
 ) -> Result<u64, Refusal> {
-    let files = directory.files();
     let mut progress = Progress::of("reading dead letters");
     let (mut seen, mut enough) = (0, false);
     let mut told = |done, of| progress.show(done, of);
-    let read = read_all(&*files.disk, &files.dead_base(), &mut told, &mut |letter| {
+    let read = directory.read_dead(&mut told, &mut |letter| {
         if !filter.takes(&letter) {
             return Ok(());
         }
@@ -227,7 +226,7 @@ fn each_letter(
         if enough { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
     });
     match read {
-        Err(e) if !enough => Err(unreadable(&files, &e)),
+        Err(e) if !enough => Err(directory.unreadable(&e)),
         _ => Ok(seen),
     }
 }
@@ -334,7 +333,7 @@ fn discard(global: &Global, filter: Filter, yes: bool) -> Ended {
 /// Asks whoever holds the directory, and prints what it tells.
 fn change(directory: &Directory, filter: Filter, request: fn(Filter) -> Request) -> Ended {
     let mut out = Out::stdout();
-    if !directory.files().exist()? {
+    if directory.is_bare()? {
         out.line(directory.no_log_yet());
         out.end()?;
         return Ok(ExitCode::SUCCESS);

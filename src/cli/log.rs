@@ -83,15 +83,26 @@ pub fn run(global: &Global, command: LogCommand) -> ExitCode {
     })
 }
 
-fn stat(global: &Global, json: bool) -> Ended {
+/// The directory of a node that has a log of its own.
+fn with_a_log(global: &Global) -> Result<Directory, Refusal> {
     let directory = Directory::of(global)?;
+    if directory.is_on_redis() {
+        return Err(Refusal::wrong(
+            "queue_backend = redis: this node's events wait in Redis, not in a log of its own; /healthz says how many, `replicon log repair` what Redis was found to have lost",
+        ));
+    }
+    Ok(directory)
+}
+
+fn stat(global: &Global, json: bool) -> Ended {
+    let directory = with_a_log(global)?;
     let look = directory.files().stat()?;
     print(&directory, look.as_ref(), json, known)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn check(global: &Global, json: bool) -> Ended {
-    let directory = Directory::of(global)?;
+    let directory = with_a_log(global)?;
     let look = look_through(&directory)?;
     print(&directory, look.as_ref(), json, verdict)?;
     let whole = look.as_ref().is_none_or(LogLook::is_whole);
@@ -141,11 +152,13 @@ fn verdict(look: &LogLook) -> String {
 fn repair(global: &Global, acknowledge: bool) -> Ended {
     let directory = Directory::of(global)?;
     let mut out = Out::stdout();
-    if !directory.files().exist()? {
+    if directory.is_bare()? {
         out.line(directory.no_log_yet());
     } else if acknowledge {
         let (_, text) = directory.change(Request::AcknowledgeDamage, &mut |_| {})?;
         out.line(text);
+    } else if directory.is_on_redis() {
+        return losses(&directory);
     } else if let Some(look) = look_through(&directory)?.filter(|look| !look.is_whole()) {
         explain(&mut out, &look);
         out.end()?;
@@ -155,6 +168,21 @@ fn repair(global: &Global, acknowledge: bool) -> Ended {
     }
     out.end()?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn losses(directory: &Directory) -> Ended {
+    let (mut out, losses) = (Out::stdout(), directory.losses()?);
+    for loss in &losses {
+        out.line(loss);
+    }
+    if losses.is_empty() {
+        out.line("Redis is not known to have lost anything, and there is nothing to repair");
+    } else {
+        out.line("");
+        out.line("`replicon log repair --acknowledge` ends the red state. Look after the Redis.");
+    }
+    out.end()?;
+    Ok(if losses.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
 const NO_WAY_BACK: &str = "\
@@ -185,7 +213,7 @@ fn dump(global: &Global, wanted: &Wanted) -> Ended {
         received_at: String,
         state: &'static str,
     }
-    let directory = Directory::of(global)?;
+    let directory = with_a_log(global)?;
     let mut out = Out::stdout();
     directory.files().events(wanted, &mut |event, waits| {
         let head = Head {

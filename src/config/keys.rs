@@ -114,7 +114,7 @@ impl Section {
             Self::Http => "Listeners",
             Self::Limits => "Limits on requests",
             Self::Queue => "Queue",
-            Self::QueueRedis => "Queue on Redis or Valkey (not part of 2.0.0)",
+            Self::QueueRedis => "Queue on Redis or Valkey",
             Self::Writer => "Writer",
             Self::Storage => "Storage",
             Self::Replication => "Replication (not part of 2.0.0)",

@@ -111,7 +111,7 @@ pub static KEYS: &[Key] = keys! {
     }
     Queue {
         "queue_backend" = "file", Kind::Choice(&["file", "redis"]);
-            "Where accepted events wait for storage: file, or redis (not part of 2.0.0)."
+            "Where accepted events wait for storage: file (a log on this node's disk) or redis (a stream in Redis 6.2 or later, or Valkey). It can be changed once no event waits."
         "queue_file_path" = "data/queue/ingest.log", Kind::Path;
             "The log. Its segments are this path with a number appended."
         "queue_file_ack_path" = "data/queue/ingest.ack", Kind::Path;
@@ -137,29 +137,33 @@ pub static KEYS: &[Key] = keys! {
         "queue_redis_network" = "tcp", Kind::Choice(&["tcp", "unix"]), commented;
             "How Redis or Valkey is reached: tcp or unix."
         "queue_redis_addr" = "127.0.0.1:6379", Kind::Text, commented;
-            "host:port, or the path of a unix socket."
+            "host:port, rediss://host:port for TLS, or with queue_redis_network = unix the path of a socket."
         "queue_redis_username" = "", Kind::Text, commented;
             "The user to log in as; empty means the default user."
         "queue_redis_password" = "", Kind::Secret, secret, commented;
             "The password; empty means none."
         "queue_redis_password_file" = "", Kind::Path, commented;
             "A file that holds the password, instead of queue_redis_password."
+        "queue_redis_tls_ca_file" = "", Kind::Path, commented;
+            "Certificates to trust over TLS, PEM; empty means those of the machine."
         "queue_redis_db" = "0", count(0, 1_000_000), commented;
             "The number of the database."
         "queue_redis_stream" = "replicon:ingest", Kind::Text, commented;
-            "The stream of waiting events."
+            "The stream of waiting events. It belongs to one node; on a cluster this name and that of the dead letters need the same hash tag, such as {replicon}:ingest."
         "queue_redis_group" = "writer", Kind::Text, commented;
             "The consumer group of the writers."
         "queue_redis_consumer" = "replicon", Kind::Text, commented;
             "The name of this consumer in the group."
         "queue_redis_dlq_stream" = "replicon:ingest:dlq", Kind::Text, commented;
-            "The stream of dead letters."
+            "The stream of dead letters; they count against dead_letter_max_bytes."
         "queue_redis_maxlen" = "0", count(0, 1_000_000_000_000), commented;
-            "Kept for files of v1.0.2. It never trims: an event leaves the stream only once it is stored."
+            "The most events that may wait in the stream, beside queue_buffer; 0 means no other bound. Beyond it requests are answered 429. It never trims: an event leaves the stream only once it is stored."
         "queue_redis_max_retries" = "5", count(0, 1_000_000), commented;
-            "How often an event that the storage refuses is tried before it becomes a dead letter."
+            "How often an event that the storage refuses for what it holds is tried before it becomes a dead letter. Outages of the storage never count."
         "queue_redis_timeout_ms" = "1500", millis(1, HOUR), commented;
-            "How long one command may take."
+            "How long one command may take. A request whose events are undecided by then is answered 503, as open."
+        "queue_redis_wait_aof" = "false", Kind::Bool, commented;
+            "Answer 202 only when the server has synced the events (WAITAOF, Redis 7.2 or later). With appendfsync everysec a request then takes up to a second."
     }
     Writer {
         "writer_enabled" = "true", Kind::Bool;

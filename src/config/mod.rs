@@ -13,6 +13,7 @@ pub mod dsn;
 pub mod keys;
 mod keys_table;
 mod mask;
+pub mod redis;
 mod rules;
 pub mod settings;
 mod value;
@@ -21,6 +22,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::redis::{RedisAddress, RedisConfig};
 pub use channels_file::{ChannelsSource, shipped_channels};
 pub use conf_file::Problem;
 pub use dsn::{MysqlDsn, MysqlHost, MysqlTls, PgHost, PostgresDsn, SslMode};
@@ -84,9 +86,22 @@ pub struct HttpConfig {
     pub enqueue_timeout: Duration,
 }
 
-/// The durable queue on files.
+/// Where events wait for storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueueBackend {
+    /// The log on this node's own disk.
+    File,
+    /// A stream in Redis or Valkey.
+    Redis,
+}
+
+/// The durable queue.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QueueConfig {
+    /// Which it is.
+    pub backend: QueueBackend,
+    /// How Redis is used, or was.
+    pub redis: Box<RedisConfig>,
     /// The path that segments are named after.
     pub path: PathBuf,
     /// The ack record.
@@ -184,8 +199,9 @@ pub fn build(settings: Settings, source: ChannelsSource) -> Result<Config, Vec<P
     let storage = storage(&settings).map_err(|problem| problems.push(problem));
     let channels = channels_file::load(&source, settings.text("client_api_key"))
         .map_err(|of_channels| problems.extend(of_channels));
-    let (Ok(node_name), Ok(storage), Ok(channels), true) =
-        (node_name, storage, channels, problems.is_empty())
+    let redis = redis::redis(&settings).map_err(|of_redis| problems.extend(of_redis));
+    let (Ok(node_name), Ok(storage), Ok(channels), Ok(redis), true) =
+        (node_name, storage, channels, redis, problems.is_empty())
     else {
         return Err(problems);
     };
@@ -197,7 +213,7 @@ pub fn build(settings: Settings, source: ChannelsSource) -> Result<Config, Vec<P
         node_name,
         cpu: value::cpu(settings.text("cpu")).flatten(),
         http: http(&settings),
-        queue: queue(&settings),
+        queue: queue(&settings, redis),
         writer: writer(&settings),
         storage,
         json: json(&settings),
@@ -234,12 +250,17 @@ fn http(settings: &Settings) -> HttpConfig {
     }
 }
 
-fn queue(settings: &Settings) -> QueueConfig {
+fn queue(settings: &Settings, redis: RedisConfig) -> QueueConfig {
     let sync = match settings.text("queue_file_sync") {
         "interval" => SyncMode::Interval(settings.millis("queue_file_sync_ms")),
         _ => SyncMode::Ack,
     };
     QueueConfig {
+        backend: match settings.text("queue_backend") {
+            "redis" => QueueBackend::Redis,
+            _ => QueueBackend::File,
+        },
+        redis: Box::new(redis),
         path: settings.text("queue_file_path").into(),
         ack_path: settings.text("queue_file_ack_path").into(),
         sync,

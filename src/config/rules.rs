@@ -25,11 +25,6 @@ const PORTABLE_DEPTH: u64 = 31;
 #[must_use]
 pub fn problems(settings: &Settings) -> Vec<Problem> {
     let mut problems = Vec::new();
-    for (name, value, has) in [("queue_backend", "redis", "2.0.0 has queue_backend = file")] {
-        if settings.text(name) == value {
-            problems.push(not_yet(settings, name, has));
-        }
-    }
     for (name, has) in [
         ("https_enabled", "2.0.0 serves HTTP; put a TLS proxy before it"),
         ("replication_enabled", "2.0.0 is a single node"),

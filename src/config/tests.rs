@@ -169,10 +169,6 @@ fn the_shipped_files_make_a_configuration_without_a_warning() {
 fn what_is_not_here_yet_is_refused_with_its_line() {
     for (conf, expect) in [
         (
-            "\nqueue_backend = redis\n",
-            "t.conf:2: queue_backend = redis is not part of this release (2.0.0 has queue_backend = file)",
-        ),
-        (
             "https_enabled = true\n",
             "t.conf:1: https_enabled = true is not part of this release (2.0.0 serves HTTP; put a TLS proxy before it)",
         ),
@@ -354,7 +350,7 @@ fn writers_leave_a_connection_to_others() {
 #[test]
 fn mistakes_of_keys_and_channels_are_reported_together() {
     let channels = file("channels:\n  a:\n    mod: raw_only\n");
-    let Err(problems) = built("queue_backend = redis\n", channels) else {
+    let Err(problems) = built("https_enabled = true\n", channels) else {
         panic!("accepted");
     };
     assert_eq!(problems.len(), 3, "{problems:?}");
@@ -400,4 +396,22 @@ fn without_channels_the_client_key_serves_and_the_configuration_says_so() {
     assert!(config.channels_fallback);
     assert_eq!(config.warnings.len(), 1);
     assert!(built("", missing()).is_err());
+}
+
+#[test]
+fn keys_of_redis_that_contradict_each_other_are_named_and_no_password_is_shown() {
+    for (conf, part) in [
+        ("queue_redis_addr = redis://u:s3cret@h:6379\n", "queue_redis_username"),
+        ("queue_redis_addr = h\n", "host:port"),
+        ("queue_redis_password = a\nqueue_redis_password_file = b\n", "both set"),
+        ("queue_redis_dlq_stream = replicon:ingest:counts\n", "share a key"),
+        ("queue_redis_group =\n", "queue_redis_group is empty"),
+    ] {
+        let wrong = wrong(conf);
+        assert!(wrong.len() == 1 && wrong[0].contains(part), "{wrong:?}");
+        assert!(!wrong[0].contains("s3cret"), "{wrong:?}");
+    }
+    let config = good("queue_backend = redis\nqueue_redis_addr = rediss://h:6380\n");
+    assert_eq!(config.queue.redis.address, RedisAddress::Tls("h".to_owned(), 6380));
+    assert_eq!(config.queue.backend, QueueBackend::Redis);
 }

@@ -22,12 +22,15 @@ pub mod accounts;
 pub mod conformance;
 pub mod file;
 pub mod memory;
+pub mod redis;
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::event::{Batch, ChannelName, Event, Seq};
+use crate::seq::Witness;
 
 /// The queue's role. See the module's contract.
 pub trait Queue: Send + Sync + 'static {
@@ -180,6 +183,14 @@ pub enum DeadLetterError {
     /// The disk refuses.
     #[error("the dead letter cannot be kept: {0}")]
     Disk(String),
+    /// This queue wants it tried again first: nothing is kept yet.
+    #[error("refused {attempts} times, of {of} before it is kept as a dead letter")]
+    Again {
+        /// How often storage has refused it.
+        attempts: u64,
+        /// How often is enough.
+        of: u64,
+    },
 }
 
 /// One snapshot.
@@ -199,6 +210,10 @@ pub struct QueueStats {
     pub damage: Vec<String>,
     /// The channels that are set aside.
     pub parked: Vec<Parked>,
+    /// What a server that holds the queue says of itself: names and values.
+    pub server: Vec<(String, String)>,
+    /// Where that server would forget what it confirmed, a line each.
+    pub doubts: Vec<String>,
 }
 
 /// A channel that is set aside.
@@ -224,6 +239,8 @@ impl std::fmt::Display for Parked {
 pub enum AnyQueue {
     /// The file log.
     File(file::FileQueue),
+    /// A stream in Redis or Valkey.
+    Redis(redis::RedisQueue),
     /// Nothing on disk; tests and simulation.
     Memory(memory::MemoryQueue),
 }
@@ -232,6 +249,7 @@ macro_rules! each {
     ($self:ident, $q:ident => $body:expr) => {
         match $self {
             Self::File($q) => $body,
+            Self::Redis($q) => $body,
             Self::Memory($q) => $body,
         }
     };
@@ -274,5 +292,75 @@ impl AnyQueue {
     #[must_use]
     pub fn retry_after(&self) -> Duration {
         each!(self, q => q.retry_after())
+    }
+
+    /// This node's id.
+    #[must_use]
+    pub fn node_id(&self) -> &str {
+        match self {
+            Self::File(q) => q.node_id(),
+            Self::Redis(q) => q.node_id(),
+            Self::Memory(_) => "",
+        }
+    }
+
+    /// Whether it is certain only after storage or a peer was asked which seqs are in use.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        match self {
+            Self::File(q) => q.is_fresh(),
+            Self::Redis(q) => q.is_fresh(),
+            Self::Memory(_) => false,
+        }
+    }
+
+    /// A seq of ours was seen somewhere.
+    pub fn seen(&self, seq: Seq, witness: Witness) {
+        match self {
+            Self::File(q) => q.seen(seq, witness),
+            Self::Redis(q) => q.seen(seq, witness),
+            Self::Memory(_) => {}
+        }
+    }
+
+    /// Storage or a peer has answered. Blocks on the disk.
+    ///
+    /// # Errors
+    /// Where that could not be made durable; then nothing has changed.
+    pub fn identity_certain(&self) -> std::io::Result<()> {
+        match self {
+            Self::File(q) => q.identity_certain(),
+            Self::Redis(q) => q.identity_certain(),
+            Self::Memory(_) => Ok(()),
+        }
+    }
+
+    /// Waits until it is known below which seq nothing comes again.
+    pub async fn met(&self) {
+        if let Self::Redis(q) = self {
+            q.met().await;
+        }
+    }
+
+    /// Hands out no more leases; waiters are woken.
+    pub fn stop_leasing(&self) {
+        match self {
+            Self::File(q) => q.stop_leasing(),
+            Self::Redis(q) => q.stop_leasing(),
+            Self::Memory(q) => q.stop(),
+        }
+    }
+
+    /// Takes no more appends, makes durable what is under way, and ends.
+    pub async fn close(self: Arc<Self>) {
+        if let Self::Redis(q) = &*self {
+            return q.close().await;
+        }
+        crate::task::blocking(move || {
+            if let Self::File(q) = &*self {
+                q.close();
+            }
+        })
+        .await;
     }
 }

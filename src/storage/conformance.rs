@@ -130,6 +130,9 @@ fn foreign(seqs: &[(u64, &str)], expect: Option<u64>) -> Foreign {
         rows: seqs.iter().map(row).collect(),
         expect: expect.map(Seq),
         to: Seq(seqs.last().map_or(0, |(seq, _)| *seq)),
+        again: None,
+        unfit: std::collections::BTreeMap::new(),
+        streak: 0,
     }
 }
 

@@ -12,6 +12,7 @@
 //!    a conflict, recorded once (I12). One that fits no table is kept whole in the quarantine.
 //! 4. What is read of a foreign origin includes what is kept in quarantine.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 
 use bytes::Bytes;
@@ -71,6 +72,15 @@ pub struct Foreign {
     pub expect: Option<Seq>,
     /// The last seq received, from now on.
     pub to: Seq,
+    /// The node id of the origin under which it is read again; `None` for the usual cursor. Its cursor
+    /// is one of its own, and the usual one is raised to `to` in the same transaction where it is
+    /// lower: what is read again never begins above the usual one, so there is no gap, and a relay
+    /// serves up to the usual one.
+    pub again: Option<String>,
+    /// Those of `rows` whose payload is none, and why: kept in quarantine untried.
+    pub unfit: BTreeMap<Seq, String>,
+    /// Rows quarantined one after another before these.
+    pub streak: u64,
 }
 
 /// What came of applying.
@@ -84,7 +94,17 @@ pub struct Applied {
     pub conflicts: u64,
     /// Rows that fit no table.
     pub quarantined: u64,
+    /// Too many rows would have to be quarantined ([`MAX_STREAK`] in a row, `streak` included, or
+    /// [`MAX_ASIDE`] in all; conflicts likewise): nothing was done.
+    pub too_many: bool,
+    /// Rows quarantined one after another at the end of these.
+    pub streak: u64,
 }
+
+/// So many rows in a row that fit no table are no accident: the channel stops.
+pub const MAX_STREAK: u64 = 100;
+/// The most rows that are kept in quarantine, and the most conflicts.
+pub const MAX_ASIDE: u64 = 10_000;
 
 /// The role. See the module's contract.
 pub trait EventStore: Storage {
@@ -98,4 +118,30 @@ pub trait EventStore: Storage {
         origin: &Origin,
         channel: &ChannelName,
     ) -> impl Future<Output = Result<Option<Seq>, StorageError>> + Send;
+    /// The cursor of reading an origin's channel again under a node id.
+    fn cursor_again(
+        &self,
+        origin: &Origin,
+        channel: &ChannelName,
+        id: &str,
+    ) -> impl Future<Output = Result<Option<Seq>, StorageError>> + Send;
+    /// The ids of an origin that were accepted; the one that is followed last.
+    fn accepted_ids(
+        &self,
+        origin: &Origin,
+    ) -> impl Future<Output = Result<Vec<String>, StorageError>> + Send;
+    /// Accepts an id, and drops the cursors of these channels that were kept for reading it again, in
+    /// one transaction.
+    fn accept_id(
+        &self,
+        origin: &Origin,
+        id: &str,
+        channels: &[ChannelName],
+    ) -> impl Future<Output = Result<(), StorageError>> + Send;
+    /// How many rows there are from `wanted.from` to `wanted.upto`, counted up to `most`.
+    fn count(
+        &self,
+        wanted: &Wanted,
+        most: u64,
+    ) -> impl Future<Output = Result<u64, StorageError>> + Send;
 }

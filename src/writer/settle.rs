@@ -16,6 +16,9 @@ use crate::storage::{Kind, Refused, Storage, StorageError};
 /// An outage that is of one channel alone (a locked table, say) holds a worker no longer than this.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// The pause before a refused event is tried again, where its queue wants that.
+const TRY_AGAIN: Duration = Duration::from_millis(20);
+
 /// A batch that loses its connection so often, while as large a one passes, may itself be the reason.
 const LOSSES: u32 = 3;
 
@@ -141,12 +144,33 @@ impl<Q: Queue, S: Storage> Worker<'_, Q, S> {
         settled: &mut Settled,
         stop: &mut watch::Receiver<bool>,
     ) -> Option<()> {
-        match self.bury(culprit, e, stop).await? {
-            Buried::Dead => settled.dead.push(culprit.seq),
-            Buried::Stands => {}
-            Buried::Stuck(why) => settled.stick(std::slice::from_ref(culprit), &why),
+        let (mut why, alone) = (e.clone(), std::slice::from_ref(culprit));
+        loop {
+            match self.bury(culprit, &why, stop).await? {
+                Buried::Dead => settled.dead.push(culprit.seq),
+                Buried::Stands => {}
+                Buried::Stuck(why) => settled.stick(alone, &why),
+                Buried::Again => {
+                    unless_stopped(stop, crate::task::sleep(TRY_AGAIN)).await?;
+                    match self.store(alone, stop).await? {
+                        Stored::Yes(refused) => match refused.into_iter().next() {
+                            Some(refused) => why = refused.error,
+                            None => {
+                                settled.stored.insert(culprit.channel.clone());
+                                return Some(());
+                            }
+                        },
+                        Stored::Refused(e) | Stored::Suspect(e) => why = e,
+                        Stored::Stuck(e) => {
+                            settled.stick(alone, &e.to_string());
+                            return Some(());
+                        }
+                    }
+                    continue;
+                }
+            }
+            return Some(());
         }
-        Some(())
     }
 
     /// An event that lost the connection every time is at fault only where another one of its channel
@@ -230,6 +254,7 @@ impl<Q: Queue, S: Storage> Worker<'_, Q, S> {
                     Err(e @ DeadLetterError::Full { .. }) => {
                         return Some(Buried::Stuck(e.to_string()));
                     }
+                    Err(DeadLetterError::Again { .. }) => return Some(Buried::Again),
                     Err(e) => {
                         let e = StorageError::retry("dead_letter", e.to_string());
                         note(self.report, Some(&e));
@@ -249,7 +274,7 @@ impl<Q: Queue, S: Storage> Worker<'_, Q, S> {
     }
 
     /// Keeps the events that storage told apart as dead letters, together; where that fails, one by
-    /// one.
+    /// one. Where the queue wants them tried again first, they are, together.
     async fn bury_all(
         &self,
         part: &[Event],
@@ -257,33 +282,53 @@ impl<Q: Queue, S: Storage> Worker<'_, Q, S> {
         settled: &mut Settled,
         stop: &mut watch::Receiver<bool>,
     ) -> Option<()> {
-        let why: BTreeMap<Seq, StorageError> =
-            refused.into_iter().map(|r| (r.seq, r.error)).collect();
-        let culprits: Vec<Event> =
-            part.iter().filter(|e| why.contains_key(&e.seq)).cloned().collect();
-        let reason = |event: &Event| why.get(&event.seq).map(reason_of);
-        if let Ok(there) = self.storage.stands(&culprits).await {
-            let letters: Vec<(Event, DeadReason)> = culprits
-                .iter()
-                .filter(|e| !there.contains(&e.seq))
-                .filter_map(|e| Some((e.clone(), reason(e)?)))
-                .collect();
-            if self.queue.dead_letters(&letters).await.is_ok() {
-                for (event, _) in &letters {
-                    settled.dead.push(event.seq);
-                    if let Some(why) = why.get(&event.seq) {
-                        tell(event, why);
+        let (mut part, mut refused) = (part.to_vec(), refused);
+        loop {
+            let why: BTreeMap<Seq, StorageError> =
+                refused.into_iter().map(|r| (r.seq, r.error)).collect();
+            part.retain(|e| why.contains_key(&e.seq));
+            if let Ok(there) = self.storage.stands(&part).await {
+                part.retain(|e| !there.contains(&e.seq));
+                match self.keep_all(&part, &why, settled).await {
+                    Ok(()) => return Some(()),
+                    Err(DeadLetterError::Again { .. }) => {
+                        unless_stopped(stop, crate::task::sleep(TRY_AGAIN)).await?;
+                        if let Stored::Yes(again) = self.store(&part, stop).await? {
+                            if again.is_empty() {
+                                return Some(());
+                            }
+                            refused = again;
+                            continue;
+                        }
                     }
+                    Err(_) => {}
                 }
-                return Some(());
+            }
+            for event in &part {
+                if let Some(e) = why.get(&event.seq) {
+                    self.give_up(event, e, settled, stop).await?;
+                }
+            }
+            return Some(());
+        }
+    }
+
+    async fn keep_all(
+        &self,
+        part: &[Event],
+        why: &BTreeMap<Seq, StorageError>,
+        settled: &mut Settled,
+    ) -> Result<(), DeadLetterError> {
+        let letter = |e: &Event| Some((e.clone(), reason_of(why.get(&e.seq)?)));
+        let letters: Vec<(Event, DeadReason)> = part.iter().filter_map(letter).collect();
+        self.queue.dead_letters(&letters).await?;
+        for (event, _) in &letters {
+            settled.dead.push(event.seq);
+            if let Some(why) = why.get(&event.seq) {
+                tell(event, why);
             }
         }
-        for event in &culprits {
-            if let Some(e) = why.get(&event.seq) {
-                self.give_up(event, e, settled, stop).await?;
-            }
-        }
-        Some(())
+        Ok(())
     }
 }
 
@@ -305,6 +350,8 @@ enum Buried {
     Stands,
     /// No room for the letter: its channel waits, nothing is dropped.
     Stuck(String),
+    /// The queue wants it tried again first.
+    Again,
 }
 
 fn mixed(part: &[Event]) -> bool {

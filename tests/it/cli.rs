@@ -112,7 +112,7 @@ fn five_mistakes_in_a_file_are_all_named_with_their_lines() {
 #[test]
 fn mistakes_between_keys_and_in_the_channels_are_named_together() {
     let dir = tempfile::tempdir().unwrap();
-    write(dir.path(), "conf/replicon.conf", "queue_segment_bytes = 1MiB\nqueue_backend = redis\n");
+    write(dir.path(), "conf/replicon.conf", "queue_segment_bytes = 1MiB\nhttps_enabled = true\n");
     write(
         dir.path(),
         "conf/channels.yml",
@@ -310,9 +310,7 @@ fn queue_files_of_the_old_release_are_refused_and_left_untouched() {
 #[test]
 fn what_comes_in_a_later_release_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
-    for (key, value) in
-        [("queue_backend", "redis"), ("https_enabled", "true"), ("replication_enabled", "true")]
-    {
+    for (key, value) in [("https_enabled", "true"), ("replication_enabled", "true")] {
         for command in ["serve", "check"] {
             let ran = run(dir.path(), &[command, "--set", &format!("{key}={value}")]);
             let line = refused(&ran);

@@ -133,6 +133,10 @@ impl Listing<'_> {
             ("progress read", dialect.progress_read()),
             ("progress first", dialect.insert(&table::replication_progress(), 1)),
             ("progress advance", dialect.progress_advance()),
+            ("progress delete", dialect.progress_delete()),
+            ("origin read", dialect.origin_read()),
+            ("origin insert", dialect.insert(&table::replicon_origin(), 1)),
+            ("count page", dialect.count_page(&table::events_raw())),
             ("conflict insert", dialect.insert(&table::replicon_conflicts(), 1)),
             ("conflict count", dialect.conflict_count()),
             ("quarantine insert", dialect.insert(&table::replicon_quarantine(), 1)),
@@ -155,6 +159,7 @@ fn listing(dialect: &dyn Dialect) -> String {
         table::replication_progress(),
         table::replicon_node(),
         table::replicon_released(),
+        table::replicon_origin(),
         table::replicon_conflicts(),
         table::replicon_quarantine(),
     ] {

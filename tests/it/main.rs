@@ -20,6 +20,7 @@ mod parked;
 mod power;
 mod readme;
 mod recovery;
+mod redis;
 mod schema_command;
 mod script;
 mod slow;

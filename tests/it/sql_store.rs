@@ -235,9 +235,13 @@ async fn structured_rows<B: Backend>(storage: &SqlStorage<B>, store_raw: bool) {
         rows,
         expect: None,
         to: Seq(6),
+        again: None,
+        unfit: std::collections::BTreeMap::new(),
+        streak: 0,
     };
     let applied = storage.apply(&foreign).await.unwrap();
-    assert_eq!(applied, Applied { stored: 1, quarantined: 1, ..Applied::default() });
+    let due = Applied { stored: 1, quarantined: 1, streak: 1, ..Applied::default() };
+    assert_eq!(applied, due);
     // whoever relays gives what is in quarantine, too
     let relayed = storage.read(&Wanted { origin, ..wanted }).await.unwrap();
     assert_eq!(relayed.rows.iter().map(|r| r.seq.0).collect::<Vec<_>>(), [5, 6]);

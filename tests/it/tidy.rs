@@ -58,22 +58,27 @@ fn known(text: &str) -> BTreeSet<String> {
 }
 
 /// Who may know whom. What is not listed may know nothing of the crate.
-const ARROWS: [(&str, &[&str]); 21] = [
+const ARROWS: [(&str, &[&str]); 23] = [
     ("event", &[]),
     ("clock", &["event"]),
     ("task", &[]),
     ("fsx", &[]),
     ("json", &[]),
     ("seq", &["event", "clock"]),
+    ("watermark", &["event"]),
     ("channel", &["event", "json"]),
-    ("queue", &["event", "clock", "task", "fsx", "seq"]),
+    ("queue", &["event", "clock", "task", "fsx", "seq", "watermark"]),
     ("storage", &["event", "clock", "task", "fsx", "channel", "json"]),
+    ("replicate", &["event", "clock", "task", "channel", "json", "seq", "storage", "watermark"]),
     ("writer", &["event", "queue", "storage", "task"]),
     ("ingest", &["event", "clock", "task", "channel", "json", "queue"]),
-    ("metrics", &["queue"]),
-    ("health", &["clock", "queue"]),
+    ("metrics", &["queue", "replicate"]),
+    ("health", &["clock", "queue", "replicate"]),
     ("telemetry", &[]),
-    ("http", &["clock", "task", "channel", "json", "queue", "ingest", "health", "metrics"]),
+    (
+        "http",
+        &["clock", "task", "channel", "json", "queue", "replicate", "ingest", "health", "metrics"],
+    ),
     ("config", &["event", "channel", "json"]),
     ("control", &["event", "fsx", "queue", "task"]),
     (
@@ -97,8 +102,22 @@ const ARROWS: [(&str, &[&str]); 21] = [
     (
         "node",
         &[
-            "clock", "config", "control", "event", "fsx", "health", "http", "ingest", "metrics",
-            "queue", "seq", "storage", "task", "writer",
+            "clock",
+            "config",
+            "control",
+            "event",
+            "fsx",
+            "health",
+            "http",
+            "ingest",
+            "metrics",
+            "queue",
+            "replicate",
+            "seq",
+            "storage",
+            "task",
+            "watermark",
+            "writer",
         ],
     ),
 ];
@@ -125,12 +144,16 @@ fn modules_know_only_whom_they_may_know() {
 fn libraries_stay_where_they_belong() {
     let only = [
         ("axum::", &["http"][..]),
-        ("hyper::", &["http"]),
+        ("hyper::", &["http", "replicate"]),
+        ("tokio_rustls::", &["replicate"]),
+        ("rustls_native_certs::", &["replicate"]),
         ("clap::", &["cli"]),
         ("serde_yaml::", &["config"]),
         ("tracing_subscriber::", &["telemetry"]),
         ("indicatif::", &["cli"]),
         ("sqlx::", &["storage"]),
+        ("redis::cmd(", &["queue"]),
+        ("redis::aio", &["queue"]),
     ];
     for (path, text) in rust_files("src") {
         for (library, homes) in only {

@@ -248,6 +248,8 @@ impl Appender {
                 tracing::info!("the log goes on in a new segment");
                 self.tried_at = None;
                 self.shared.refuse(None);
+                // what failed is void for good: the new header names the end
+                self.shared.marks.with(|marks| marks.void_below(self.seqs.peek()));
                 self.publish();
             }
             Err(e) => self.shared.refuse(Some(format!("no new log segment: {e}"))),
@@ -307,6 +309,7 @@ impl Appender {
     fn publish(&self) {
         self.log.show();
         self.shared.set_witness(self.log.witness());
+        self.shared.marks.with(|marks| marks.shown(self.log.witness().0));
         self.shared.more.notify_waiters();
     }
 
@@ -343,6 +346,9 @@ impl Appender {
             Ok(()) => {
                 // counted before readers see it, or it could leave the queue before it came in
                 self.shared.accounts.accepted(answers.iter().map(|(c, load, ..)| (c, *load)));
+                self.shared.marks.with(|marks| {
+                    marks.written(answers.iter().map(|(c, _, _, at)| (c, at.first, at.last)));
+                });
                 for (_, _, answer, appended) in answers {
                     // a client that went away is no reason to do anything else
                     let _ = answer.send(Ok(appended));

@@ -33,6 +33,7 @@ use crate::queue::{
 };
 use crate::seq::Witness;
 use crate::task;
+use crate::watermark::Watermark;
 
 /// How often acks are made durable: a hint, so losing the last ones costs a replay and no more.
 const KEEP_EVERY: Duration = Duration::from_millis(200);
@@ -56,6 +57,8 @@ pub struct Shared {
     pub(super) tracker: Mutex<Tracker>,
     pub(super) reader: Mutex<Reader>,
     pub(super) parking: Mutex<Parking>,
+    /// How far each channel is resolved.
+    pub(super) marks: Arc<Watermark>,
     /// What is set aside, and when its oldest event was accepted, to look at without waiting.
     pub(super) parked_view: Mutex<(Vec<Parked>, Option<Micros>)>,
     pub(super) any_parked: AtomicBool,
@@ -285,6 +288,12 @@ impl FileQueue {
         self.fresh
     }
 
+    /// How far each channel is resolved.
+    #[must_use]
+    pub fn marks(&self) -> Arc<Watermark> {
+        self.shared.marks.clone()
+    }
+
     /// This node's id.
     #[must_use]
     pub fn node_id(&self) -> &str {
@@ -487,6 +496,9 @@ impl Queue for FileQueue {
         };
         debug_assert!(known, "a lease is acked once");
         self.shared.accounts.resolved(group.into_iter().map(|(c, l, o)| (Some(c), l, o)));
+        if lease.from == Source::Main {
+            self.shared.marks.with(|marks| marks.resolved(lease.id));
+        }
         if self.shared.any_parked.load(Ordering::SeqCst) {
             // whoever waits for this lease's events to be out of the way
             self.shared.more.notify_waiters();
@@ -528,6 +540,7 @@ impl Queue for FileQueue {
             refusing,
             damage: lock(&self.shared.damage).iter().map(ToString::to_string).collect(),
             parked,
+            ..QueueStats::default()
         }
     }
 }

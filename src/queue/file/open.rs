@@ -25,9 +25,10 @@ use super::state::{FoundState, NodeState, StateFile, new_node_id};
 use crate::clock::Clock;
 use crate::event::{ChannelName, Name, Origin, Seq};
 use crate::fsx::{DirLock, Disk, LockError, durable_dir, parent};
-use crate::queue::accounts::{Accounts, Ceilings};
+use crate::queue::accounts::{Accounts, Ceilings, Load};
 use crate::seq::Seqs;
 use crate::task::Spine;
+use crate::watermark::{self, Watermark};
 
 /// How to open a file queue.
 #[derive(Clone)]
@@ -172,18 +173,33 @@ impl Recovered {
         used.into_iter().max().unwrap_or(1)
     }
 
+    /// What cannot be read, in any of the logs.
+    fn damage(&self) -> Vec<Damage> {
+        let parked = self.parked.iter().flat_map(|found| &found.damage);
+        self.main.damage.iter().chain(parked).chain(self.dead.damage()).cloned().collect()
+    }
+
+    /// The channels that wait in the main log.
+    fn backlog(&self) -> Vec<Option<ChannelName>> {
+        let waiting = self.main.unreleased().into_iter().filter(|(_, load)| load.events > 0);
+        waiting.map(|(channel, _)| channel).collect()
+    }
+
+    /// What waits, in the main log and in those of parked channels.
+    fn unreleased(&self) -> Vec<(Option<ChannelName>, Load)> {
+        let parked = self.parked.iter().flat_map(|found| found.unreleased.clone());
+        self.main.unreleased().into_iter().chain(parked).collect()
+    }
+
     fn start(mut self, options: Options) -> Result<FileQueue, OpenError> {
         let used = self.used();
         let (slots, ack) = std::mem::take(&mut self.ack);
-        let (certain, (mut state, mut seqs)) =
-            (self.state.1, state_for(self.state.0, &options, used)?);
-        let mut damage = std::mem::take(&mut self.main.damage);
-        damage.extend(self.parked.iter().flat_map(|found| found.damage.iter().cloned()));
-        damage.extend(self.dead.damage().iter().cloned());
-        report(&damage, &mut state, &options)?;
+        let (found, certain) = std::mem::take(&mut self.state);
+        let (mut state, mut seqs) = state_for(found, &options, used)?;
+        report(&self.damage(), &mut state, &options)?;
         let accounts = Accounts::new(options.ceilings, options.clock.clone());
-        let parked_loads = self.parked.iter().flat_map(|found| found.unreleased.clone());
-        for (channel, load) in self.main.unreleased().into_iter().chain(parked_loads) {
+        let (backlog, end) = (self.backlog(), self.main.end.reached);
+        for (channel, load) in self.unreleased() {
             accounts.recovered(channel.as_ref(), load);
         }
         let mut log = self.main.log();
@@ -193,12 +209,21 @@ impl Recovered {
         let begun = begin(&mut log, &mut seqs, &mut state, carried);
         if begun.is_ok() {
             // what was only found in the page cache is durable by now
-            redrive::settle(&self.dead, &self.main_options, &self.main.index)
+            redrive::settle(&self.dead, &self.main_options, &self.main.index, "this node stopped")
                 .map_err(at(&options.path))?;
         }
         let ack = ack_slots(slots, ack, &options)?;
         let deliverable = deliverable(&mut reader, first_carried.unwrap_or(seqs.peek()));
         let parking = parking(&self.main_options, self.parked);
+        let start = watermark::Start {
+            assigned: Seq(seqs.peek().0.saturating_sub(1)),
+            read: tracker.released(),
+            end: end.max(log.witness().0),
+            shown: log.witness().0,
+            backlog,
+            parked: first_parked(&parking),
+            base: u64::try_from(options.clock.wall().0).unwrap_or(0),
+        };
         let shared = Shared {
             disk: options.disk.clone(),
             base: options.path.clone(),
@@ -215,6 +240,7 @@ impl Recovered {
             any_parked: AtomicBool::new(!parking.channels.is_empty()),
             parked_view: Mutex::new(parking.view()),
             parking: Mutex::new(parking),
+            marks: Arc::new(Watermark::new(start)),
             dead: self.dead,
             witness: Mutex::new(log.witness()),
             ack: Mutex::new(ack),
@@ -268,6 +294,14 @@ fn parking(main: &LogOptions, found: Vec<parked::Found>) -> Parking {
         channels.insert(channel, Aside { log: Some(log), why });
     }
     Parking { main: main.clone(), channels }
+}
+
+/// The first seq of each channel that is set aside that may be unresolved.
+fn first_parked(parking: &Parking) -> Vec<(ChannelName, Seq)> {
+    let first = |(channel, aside): (&ChannelName, &Aside)| {
+        Some((channel.clone(), aside.log.as_ref()?.first_unacked()))
+    };
+    parking.channels.iter().filter_map(first).collect()
 }
 
 /// The first seq that this start can deliver; `or` where the index shows nothing (on a full disk the

@@ -17,6 +17,7 @@ use crate::event::{ChannelName, Event, Micros, Seq};
 use crate::fsx::parent;
 use crate::queue::accounts::Accounts;
 use crate::queue::{Lease, LeaseLimit, ParkError, Parked, Source};
+use crate::watermark;
 
 /// One channel that is set aside.
 pub(super) struct Aside {
@@ -95,17 +96,24 @@ impl Shared {
         if parking.waits(&lock(&self.tracker)) {
             return Ok(Read::Nothing);
         }
+        let shown = self.marks.with(|marks| marks.shown_to());
         let mut reading = reader.read(limit)?;
+        for channel in parking.channels.keys() {
+            if let Some(first) = reading.events.iter().find(|e| e.channel == *channel) {
+                self.marks.with(|marks| marks.parked(channel, first.seq));
+            }
+        }
         if let Err(e) = parking.follow(&mut reading, &self.accounts) {
             reader.give_back(reading);
             return Err(e);
         }
         self.show(&parking);
         self.note_loss(&reading);
-        Ok(self.register(reading, &parking))
+        Ok(self.register(reading, &parking, shown))
     }
 
-    fn register(&self, reading: Reading, parking: &Parking) -> Read {
+    /// `shown` is what readers could see before this look.
+    fn register(&self, reading: Reading, parking: &Parking, shown: Seq) -> Read {
         let mut tracker = lock(&self.tracker);
         if reading.segment > 0 {
             tracker.reading(reading.segment);
@@ -116,6 +124,8 @@ impl Shared {
             (Some(through), Some(first)) => {
                 let at = first.received_at;
                 let id = tracker.leased(through, loads, first_segment, at);
+                let firsts = watermark::firsts(events.iter().map(|e| (&e.channel, e.seq)));
+                self.marks.with(|marks| marks.leased(id, through, firsts));
                 for channel in
                     parking.channels.keys().filter(|c| events.iter().all(|e| e.channel != **c))
                 {
@@ -125,9 +135,13 @@ impl Shared {
             }
             (Some(through), None) => {
                 tracker.skipped(through, loads, first_segment);
+                self.marks.with(|marks| marks.passed(through));
                 Read::Again
             }
-            (None, _) => Read::Nothing,
+            (None, _) => {
+                self.marks.with(|marks| marks.passed(shown));
+                Read::Nothing
+            }
         };
         // released after what is in hand, since it may lie between two events of it
         let last = through.unwrap_or(lost_before);
@@ -178,6 +192,9 @@ impl Shared {
         log.copy(events).map_err(|e| {
             ParkError::Disk(format!("the events of channel {channel} cannot be set aside: {e}"))
         })?;
+        if let Some(first) = events.first() {
+            self.marks.with(|marks| marks.parked(channel, first.seq));
+        }
         lock(&self.tracker).moved(id, channel);
         self.show(&parking);
         drop(parking);
@@ -244,6 +261,7 @@ impl Shared {
             }
             result = result.and(self.disk.sync_dir(parent(&log.base)));
         }
+        self.marks.with(|marks| marks.unparked(channel));
         tracing::info!(%channel, "channel {channel} has drained and is parked no longer");
         self.more.notify_waiters();
         result
@@ -264,6 +282,7 @@ impl Shared {
         let log = parking.channels.get_mut(channel).and_then(|aside| aside.log.as_mut());
         let known = log.is_some_and(|log| {
             let known = log.tracker.done(id);
+            self.marks.with(|marks| marks.parked_to(channel, log.first_unacked()));
             log.look();
             known
         });

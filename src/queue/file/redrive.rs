@@ -24,8 +24,13 @@ use crate::task;
 const AT_ONCE: usize = 256;
 
 /// Decides what became of letters that were being put back: those whose new seq the log holds are put
-/// back, the others are dead as before.
-pub(super) fn settle(dead: &DeadLetters, main: &LogOptions, index: &Index) -> io::Result<()> {
+/// back, the others are dead as before. `when` says when that broke off.
+pub(super) fn settle(
+    dead: &DeadLetters,
+    main: &LogOptions,
+    index: &Index,
+    when: &str,
+) -> io::Result<()> {
     let open = dead.redriving();
     if open.is_empty() {
         return Ok(());
@@ -39,7 +44,7 @@ pub(super) fn settle(dead: &DeadLetters, main: &LogOptions, index: &Index) -> io
     let marks: Vec<_> = open.iter().map(settled).collect();
     let there = marks.iter().filter(|(_, state)| *state != DeadState::Dead).count();
     tracing::warn!(
-        "{} dead letters were being put back when that broke off: {there} stand in the log, {} {} dead as before",
+        "{} dead letters were being put back when {when}: {there} stand in the log, {} {} dead as before",
         marks.len(),
         marks.len() - there,
         if marks.len() - there == 1 { "is" } else { "are" }
@@ -118,7 +123,7 @@ impl Shared {
         if let Some(why) = self.refusing() {
             return Err(format!("the log takes no appends: {why}"));
         }
-        settle(&self.dead, &self.main, &self.index)
+        settle(&self.dead, &self.main, &self.index, "the log failed")
             .map_err(|e| format!("what was put back earlier cannot be looked up: {e}"))
     }
 

@@ -201,7 +201,10 @@ mod tests {
             book.report(&loss(n), n, 0).unwrap();
         }
         let losses = &book.record.losses;
-        assert_eq!((losses.len(), losses.last().map(|l| (l.to, l.events))), (1000, Some((1005, 12))));
+        assert_eq!(
+            (losses.len(), losses.last().map(|l| (l.to, l.events))),
+            (1000, Some((1005, 12)))
+        );
     }
 
     #[test]
@@ -209,6 +212,9 @@ mod tests {
         let exact = loss(1).to_string();
         assert!(exact.contains("lost 2 events between seq 1 and 2"), "{exact}");
         let bound = Loss { exact: false, dead_letters: 4, ..loss(1) }.to_string();
-        assert!(bound.contains("lost at most 2 events") && bound.ends_with("4 dead letters"), "{bound}");
+        assert!(
+            bound.contains("lost at most 2 events") && bound.ends_with("4 dead letters"),
+            "{bound}"
+        );
     }
 }

@@ -62,7 +62,8 @@ impl From<RedisError> for Broken {
                 Self::Refused { code: code.to_owned(), text: text.to_owned() }
             }
             (ErrorKind::AuthenticationFailed, _) => {
-                let text = "the login is refused; look at queue_redis_username and queue_redis_password";
+                let text =
+                    "the login is refused; look at queue_redis_username and queue_redis_password";
                 Self::Refused { code: "AUTH".to_owned(), text: text.to_owned() }
             }
             (ErrorKind::Io, _) => Self::Silent(e.to_string()),
@@ -106,7 +107,9 @@ impl Reply {
     pub fn list(self) -> Result<Vec<Self>, Broken> {
         match self.0 {
             Value::Array(items) | Value::Set(items) => Ok(items.into_iter().map(Self).collect()),
-            Value::Map(pairs) => Ok(pairs.into_iter().flat_map(|(k, v)| [Self(k), Self(v)]).collect()),
+            Value::Map(pairs) => {
+                Ok(pairs.into_iter().flat_map(|(k, v)| [Self(k), Self(v)]).collect())
+            }
             Value::Nil => Ok(Vec::new()),
             _ => Err(Broken::odd("no list")),
         }
@@ -165,7 +168,7 @@ impl Wire {
         self.ask_within(command, self.timeout).await
     }
 
-    /// As [`Wire::ask`], with a timeout of its own: what counts ten million entries takes its time.
+    /// As [`Wire::ask`], with a timeout of its own.
     pub async fn ask_within(&self, command: &Cmd, timeout: Duration) -> Result<Reply, Broken> {
         let mut connection = self.connection.clone();
         let asked = tokio::time::timeout(timeout, connection.send_packed_command(command));
@@ -205,8 +208,11 @@ fn client(options: &Options) -> Result<Client, Broken> {
     if !options.username.is_empty() {
         login = login.set_username(&options.username);
     }
-    if let Some(password) = &options.password {
-        login = login.set_password(password);
+    match &options.password {
+        Some(password) => login = login.set_password(password),
+        // a user may have no password, and is logged in all the same
+        None if !options.username.is_empty() => login = login.set_password(""),
+        None => {}
     }
     let tcp = TcpSettings::default()
         .set_nodelay(true)

@@ -205,7 +205,10 @@ mod tests {
         let mut names = Names::default();
         let good = ["h", "1 r 7 a", "p", "{}"].map(field);
         let event = super::event(Seq(3), &good, &mut names).unwrap();
-        assert_eq!((event.seq, event.received_at, &event.payload[..]), (Seq(3), Micros(7), &b"{}"[..]));
+        assert_eq!(
+            (event.seq, event.received_at, &event.payload[..]),
+            (Seq(3), Micros(7), &b"{}"[..])
+        );
         for bad in [
             vec!["p", "{}", "h", "1 r 7 a"],
             vec!["h", "1 r 7 a"],

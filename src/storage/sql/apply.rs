@@ -10,12 +10,13 @@ use std::sync::Arc;
 use super::contact::Ready;
 use super::dialect::Class;
 use super::session::{Backend, Param, Record, Session, SqlError};
+use super::store::again;
 use super::table::{Table, replication_progress, replicon_conflicts, replicon_quarantine};
 use super::value::{Head, Value, row, timestamptz};
 use super::{Inner, MEETINGS, seq_of, seq_param};
 use crate::channel::schema::OnUnknown;
 use crate::event::{ChannelName, Seq};
-use crate::storage::event_store::{Applied, Foreign, StoredRow};
+use crate::storage::event_store::{Applied, Foreign, MAX_ASIDE, MAX_STREAK, StoredRow};
 use crate::storage::{Kind, StorageError};
 
 /// Undone alone, where a table refuses a row of it.
@@ -102,6 +103,10 @@ impl<B: Backend> Inner<B> {
                 channel: foreign.channel.as_str(),
                 received_at: at,
             };
+            if let Some(why) = foreign.unfit.get(&stored.seq) {
+                aside.insert(stored.seq, Aside::Quarantine(why.clone()));
+                continue;
+            }
             if let Some(schema) = schema {
                 match row(schema, &stored.payload, OnUnknown::Drop) {
                     Ok(values) => structured.push(Record { head: head(), values }),
@@ -141,7 +146,7 @@ impl<B: Backend> Inner<B> {
             self.set_aside(&mut session, foreign, plan).await.map(Some)
         };
         match taken.await {
-            Ok(Some(applied)) if !applied.stale => {
+            Ok(Some(applied)) if !applied.stale && !applied.too_many => {
                 session.commit().await?;
                 Ok(Some(applied))
             }
@@ -158,15 +163,48 @@ impl<B: Backend> Inner<B> {
         session: &mut B::Session,
         foreign: &Foreign,
     ) -> Result<bool, SqlError> {
+        let usual = foreign.origin.as_str();
+        let Some(id) = &foreign.again else {
+            return self.set_cursor(session, usual, foreign, foreign.expect).await;
+        };
+        let own = again(&foreign.origin, id);
+        if !self.set_cursor(session, &own, foreign, foreign.expect).await? {
+            return Ok(false);
+        }
+        match self.stored_cursor(session, usual, foreign).await? {
+            Some(stands) if stands >= foreign.to => Ok(true),
+            stands => self.set_cursor(session, usual, foreign, stands).await,
+        }
+    }
+
+    async fn stored_cursor(
+        &self,
+        session: &mut B::Session,
+        cursor: &str,
+        foreign: &Foreign,
+    ) -> Result<Option<Seq>, SqlError> {
+        let params = [Param::Text(cursor.into()), name(&foreign.channel)];
+        let rows = session.rows(&self.backend.dialect().progress_read(), &params).await?;
+        let seq = rows.into_iter().flatten().flatten().next();
+        Ok(seq.and_then(|seq| seq.parse().ok()).map(Seq))
+    }
+
+    /// Whether the cursor was the expected one.
+    async fn set_cursor(
+        &self,
+        session: &mut B::Session,
+        cursor: &str,
+        foreign: &Foreign,
+        expect: Option<Seq>,
+    ) -> Result<bool, SqlError> {
         let dialect = self.backend.dialect();
         let now = Param::Text(timestamptz(self.options.clock.wall()).into());
-        let (origin, channel) = (name(&foreign.origin), name(&foreign.channel));
-        let Some(expect) = foreign.expect else {
-            let params = [origin, channel, seq_param(foreign.to), now];
-            let identity = params.get(..2).unwrap_or_default();
-            if !session.rows(&dialect.progress_read(), identity).await?.is_empty() {
+        let (origin, channel) = (Param::Text(cursor.into()), name(&foreign.channel));
+        let Some(expect) = expect else {
+            if self.stored_cursor(session, cursor, foreign).await?.is_some() {
                 return Ok(false);
             }
+            let params = [origin, channel, seq_param(foreign.to), now];
             let sql = dialect.insert(&replication_progress(), 1);
             return match session.execute(&sql, &params).await {
                 // another one was quicker
@@ -239,28 +277,48 @@ impl<B: Backend> Inner<B> {
         Ok(())
     }
 
-    /// Records what does not stand in its tables, each once.
+    /// Records what does not stand in its tables, each once; as long as that is not too much.
     async fn set_aside(
         &self,
         session: &mut B::Session,
         foreign: &Foreign,
         plan: &Plan<'_>,
     ) -> Result<Applied, SqlError> {
-        let mut applied = Applied::default();
+        let mut applied = Applied { streak: foreign.streak, ..Applied::default() };
+        let mut longest = 0;
         for stored in &foreign.rows {
+            applied.streak += 1;
             match plan.aside.get(&stored.seq) {
-                None => applied.stored += 1,
+                Some(Aside::Quarantine(reason)) => {
+                    longest = longest.max(applied.streak);
+                    self.quarantine(session, foreign, stored, reason).await?;
+                    applied.quarantined += 1;
+                    continue;
+                }
                 Some(Aside::Conflict) => {
                     self.record_conflict(session, foreign, stored).await?;
                     applied.conflicts += 1;
                 }
-                Some(Aside::Quarantine(reason)) => {
-                    self.quarantine(session, foreign, stored, reason).await?;
-                    applied.quarantined += 1;
-                }
+                None => applied.stored += 1,
             }
+            applied.streak = 0;
         }
-        Ok(applied)
+        let dialect = self.backend.dialect();
+        let full = longest >= MAX_STREAK
+            || (applied.quarantined > 0
+                && self.counted(session, &dialect.quarantine_count()).await? > MAX_ASIDE)
+            || (applied.conflicts > 0
+                && self.counted(session, &dialect.conflict_count()).await? > MAX_ASIDE);
+        Ok(match full {
+            true => Applied { too_many: true, ..Applied::default() },
+            false => applied,
+        })
+    }
+
+    async fn counted(&self, session: &mut B::Session, sql: &str) -> Result<u64, SqlError> {
+        let rows = session.rows(sql, &[]).await?;
+        let count = rows.into_iter().flatten().flatten().next();
+        Ok(count.and_then(|count| count.parse().ok()).unwrap_or(0))
     }
 
     async fn record_conflict(

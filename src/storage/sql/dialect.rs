@@ -303,6 +303,44 @@ pub trait Dialect: Send + Sync {
         )
     }
 
+    /// Drops a cursor. Parameters: origin, channel.
+    fn progress_delete(&self) -> String {
+        format!(
+            "DELETE FROM {} WHERE {} AND {}",
+            self.quote("replication_progress"),
+            compare(self, "peer_dc", "=", 1, ColumnType::OriginDc),
+            compare(self, "channel", "=", 2, ColumnType::ChannelName)
+        )
+    }
+
+    /// The ids of an origin in the order in which they were accepted. Parameters: origin.
+    fn origin_read(&self) -> String {
+        let origins = table::replicon_origin();
+        format!(
+            "SELECT {} FROM {} WHERE {} ORDER BY {}, {}",
+            self.cast_text(&self.quote("node_id")),
+            self.quote(&origins.name),
+            compare(self, "origin_dc", "=", 1, ColumnType::OriginDc),
+            self.quote("accepted_at"),
+            self.quote("node_id")
+        )
+    }
+
+    /// How many rows of one channel of an origin there are, up to a bound. Parameters: as
+    /// [`Dialect::read_page`].
+    fn count_page(&self, table: &Table) -> String {
+        format!(
+            "SELECT {} FROM (SELECT 1 AS one FROM {} WHERE {} AND {} AND {} AND {} LIMIT {}) AS counted",
+            self.cast_text("count(*)"),
+            self.quote(&table.name),
+            compare(self, "origin_dc", "=", 1, ColumnType::OriginDc),
+            compare(self, "channel", "=", 2, ColumnType::ChannelName),
+            compare(self, "origin_seq", ">=", 3, ColumnType::Seq),
+            compare(self, "origin_seq", "<=", 4, ColumnType::Seq),
+            self.placeholder(5, ColumnType::BigInt)
+        )
+    }
+
     /// How many conflicts are recorded.
     fn conflict_count(&self) -> String {
         count(self, &table::replicon_conflicts())

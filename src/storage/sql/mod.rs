@@ -80,6 +80,8 @@ struct State {
     suspects: BTreeSet<String>,
     /// Tables that refused rows lately: for so many batches refusals are looked for first.
     refusing: BTreeMap<String, u32>,
+    /// Tables that were seen standing.
+    standing: BTreeSet<String>,
     /// Whether a task keeps the lock.
     kept: bool,
 }

@@ -11,23 +11,27 @@ use bytes::Bytes;
 use super::apply::name;
 use super::dialect::Class;
 use super::session::{Backend, Param, Session, SqlError, TextRow};
-use super::table::{Table, replicon_quarantine};
-use super::value::{bytes, micros, payload_of};
+use super::table::{Table, replicon_origin, replicon_quarantine};
+use super::value::{bytes, micros, payload_of, timestamptz};
 use super::{At, Inner, SqlStorage, seq_param};
 use crate::event::{ChannelName, Origin, Seq};
 use crate::storage::StorageError;
 use crate::storage::event_store::{Applied, EventStore, Foreign, Page, StoredRow, Wanted};
 
+/// Rows of the first look of a page, whose size nobody knows yet.
+const FIRST_PIECE: usize = 32;
+/// Most rows of one look.
+const MAX_PIECE: usize = 4096;
 /// The canonical columns, before a row's own.
 const CANONICAL: usize = 5;
 
 impl<B: Backend> EventStore for SqlStorage<B> {
     async fn read(&self, wanted: &Wanted) -> Result<Page, StorageError> {
-        self.0.ready().await?;
+        let tables = self.0.tables_of(wanted).await?;
         // begun after the caller chose `upto`: a new snapshot
         let mut session =
             self.0.backend.begin().await.map_err(|e| self.0.judge(e, At::Before, &[]))?;
-        let page = self.0.page(&mut session, wanted).await;
+        let page = self.0.page(&mut session, wanted, &tables).await;
         session.rollback().await;
         page.map_err(|e| self.0.judge(e, At::Before, &[]))
     }
@@ -41,35 +45,144 @@ impl<B: Backend> EventStore for SqlStorage<B> {
         origin: &Origin,
         channel: &ChannelName,
     ) -> Result<Option<Seq>, StorageError> {
-        self.0.ready().await?;
-        let mut session =
-            self.0.backend.begin().await.map_err(|e| self.0.judge(e, At::Before, &[]))?;
-        let sql = self.0.backend.dialect().progress_read();
-        let rows = session.rows(&sql, &[name(origin), name(channel)]).await;
-        session.rollback().await;
-        let rows = rows.map_err(|e| self.0.judge(e, At::Before, &[]))?;
-        Ok(rows.into_iter().flatten().flatten().next().and_then(|seq| seq.parse().ok()).map(Seq))
+        self.0.cursor_of(origin.as_str(), channel).await
+    }
+
+    async fn cursor_again(
+        &self,
+        origin: &Origin,
+        channel: &ChannelName,
+        id: &str,
+    ) -> Result<Option<Seq>, StorageError> {
+        self.0.cursor_of(&again(origin, id), channel).await
+    }
+
+    async fn accepted_ids(&self, origin: &Origin) -> Result<Vec<String>, StorageError> {
+        let sql = self.0.backend.dialect().origin_read();
+        Ok(self.0.look(&sql, &[name(origin)]).await?.into_iter().flatten().flatten().collect())
+    }
+
+    async fn accept_id(
+        &self,
+        origin: &Origin,
+        id: &str,
+        channels: &[ChannelName],
+    ) -> Result<(), StorageError> {
+        let ready = self.0.ready().await?;
+        let begun = self.0.begin(&ready).await;
+        let mut session = begun.map_err(|(e, at)| self.0.judge(e, at, &[]))?;
+        let accepted = async {
+            let dialect = self.0.backend.dialect();
+            let known = session.rows(&dialect.origin_read(), &[name(origin)]).await?;
+            if !known.iter().flatten().flatten().any(|known| known == id) {
+                let now = timestamptz(self.0.options.clock.wall());
+                let params = [name(origin), Param::Text(id.into()), Param::Text(now.into())];
+                session.execute(&dialect.insert(&replicon_origin(), 1), &params).await?;
+            }
+            let cursor = again(origin, id);
+            for channel in channels {
+                let params = [Param::Text(cursor.as_str().into()), name(channel)];
+                session.execute(&dialect.progress_delete(), &params).await?;
+            }
+            Ok(())
+        };
+        match accepted.await {
+            Ok(()) => session.commit().await.map_err(|e| self.0.judge(e, At::Before, &[])),
+            Err(e) => {
+                session.rollback().await;
+                Err(self.0.judge(e, At::Before, &[]))
+            }
+        }
+    }
+
+    async fn count(&self, wanted: &Wanted, most: u64) -> Result<u64, StorageError> {
+        let structured = self.0.targets.structured.get(&wanted.channel).cloned();
+        let mut count = 0;
+        // of a row with a raw copy one counts
+        for table in [structured, Some(self.0.targets.raw.clone())].into_iter().flatten() {
+            if !self.0.stands_there(&table).await? {
+                continue;
+            }
+            let params = [
+                name(&wanted.origin),
+                name(&wanted.channel),
+                seq_param(wanted.from),
+                seq_param(wanted.upto),
+                Param::Int(i64::try_from(most).unwrap_or(i64::MAX)),
+            ];
+            let sql = self.0.backend.dialect().count_page(&table);
+            let rows = self.0.look(&sql, &params).await?;
+            let found = rows.into_iter().flatten().flatten().next();
+            count = count.max(found.and_then(|count| count.parse().ok()).unwrap_or(0));
+        }
+        Ok(count)
+    }
+}
+
+/// The cursor of reading an origin again under an id: '#' is in no name.
+pub(super) fn again(origin: &Origin, id: &str) -> String {
+    format!("{origin}#{id}")
+}
+
+impl<B: Backend> Clone for SqlStorage<B> {
+    /// The same storage.
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
     }
 }
 
 impl<B: Backend> Inner<B> {
+    /// What a statement gives.
+    async fn look(
+        self: &Arc<Self>,
+        sql: &str,
+        params: &[Param<'_>],
+    ) -> Result<Vec<TextRow>, StorageError> {
+        self.ready().await?;
+        let begun = self.backend.begin().await;
+        let mut session = begun.map_err(|e| self.judge(e, At::Before, &[]))?;
+        let rows = session.rows(sql, params).await;
+        session.rollback().await;
+        rows.map_err(|e| self.judge(e, At::Before, &[]))
+    }
+
+    async fn cursor_of(
+        self: &Arc<Self>,
+        cursor: &str,
+        channel: &ChannelName,
+    ) -> Result<Option<Seq>, StorageError> {
+        let params = [Param::Text(cursor.into()), name(channel)];
+        let rows = self.look(&self.backend.dialect().progress_read(), &params).await?;
+        let seq = rows.into_iter().flatten().flatten().next();
+        Ok(seq.and_then(|seq| seq.parse().ok()).map(Seq))
+    }
+
+    /// Whether a table was seen standing; one that goes away later says so when it is read.
+    async fn stands_there(self: &Arc<Self>, table: &Table) -> Result<bool, StorageError> {
+        if self.state().standing.contains(&table.name) {
+            return Ok(true);
+        }
+        let sql = self.backend.dialect().introspect_columns();
+        let there = !self.look(sql, &[Param::Text(table.name.as_str().into())]).await?.is_empty();
+        if there {
+            self.state().standing.insert(table.name.clone());
+        }
+        Ok(there)
+    }
+
     /// The union of the tables that can hold the channel's rows, each identity once. Each table is
     /// read with the same limit, and the union ends where the shorter one ends.
-    async fn page(&self, session: &mut B::Session, wanted: &Wanted) -> Result<Page, SqlError> {
+    async fn page(
+        &self,
+        session: &mut B::Session,
+        wanted: &Wanted,
+        tables: &[Arc<Table>],
+    ) -> Result<Page, SqlError> {
         let mut found: BTreeMap<Seq, StoredRow> = BTreeMap::new();
         let mut upto = wanted.upto;
-        let structured = self.targets.structured.get(&wanted.channel).cloned();
-        let quarantine = Arc::new(replicon_quarantine());
-        let foreign = (wanted.origin != self.options.origin).then_some(quarantine);
-        // what comes later replaces what came before: a raw copy is the client's own bytes
-        for table in [foreign, structured, Some(self.targets.raw.clone())].into_iter().flatten() {
-            if self.columns_of(session, &table.name).await?.is_empty() {
-                continue;
-            }
-            let rows = self.rows_of(session, &table, wanted).await?;
-            if rows.len() >= wanted.rows
-                && let Some(last) = rows.last()
-            {
+        for table in tables {
+            let (rows, more) = self.rows_of(session, table, wanted).await?;
+            if more && let Some(last) = rows.last() {
                 upto = upto.min(last.seq);
             }
             found.extend(rows.into_iter().map(|row| (row.seq, row)));
@@ -88,22 +201,57 @@ impl<B: Backend> Inner<B> {
         Ok(Page { rows, next: upto.next() })
     }
 
+    /// The tables that can hold rows of the channel, as far as they stand. What comes later replaces
+    /// what came before: a raw copy is the client's own bytes.
+    async fn tables_of(self: &Arc<Self>, wanted: &Wanted) -> Result<Vec<Arc<Table>>, StorageError> {
+        let structured = self.targets.structured.get(&wanted.channel).cloned();
+        let quarantine = Arc::new(replicon_quarantine());
+        let foreign = (wanted.origin != self.options.origin).then_some(quarantine);
+        let mut tables = Vec::new();
+        for table in [foreign, structured, Some(self.targets.raw.clone())].into_iter().flatten() {
+            if self.stands_there(&table).await? {
+                tables.push(table);
+            }
+        }
+        Ok(tables)
+    }
+
+    /// Rows of one table, and whether there may be more. Read in pieces, so that few large rows do not
+    /// take the room of many.
     async fn rows_of(
         &self,
         session: &mut B::Session,
         table: &Table,
         wanted: &Wanted,
-    ) -> Result<Vec<StoredRow>, SqlError> {
-        let limit = i64::try_from(wanted.rows.max(1)).unwrap_or(i64::MAX);
-        let params = [
-            name(&wanted.origin),
-            name(&wanted.channel),
-            seq_param(wanted.from),
-            seq_param(wanted.upto),
-            Param::Int(limit),
-        ];
-        let rows = session.rows(&self.backend.dialect().read_page(table), &params).await?;
-        rows.iter().map(|row| self.stored_row(table, &wanted.channel, row)).collect()
+    ) -> Result<(Vec<StoredRow>, bool), SqlError> {
+        let sql = self.backend.dialect().read_page(table);
+        let (mut found, mut size) = (Vec::new(), 0);
+        let (mut from, mut piece) = (wanted.from, FIRST_PIECE);
+        while found.len() < wanted.rows.max(1) && size < wanted.bytes {
+            let limit = piece.min(wanted.rows.max(1) - found.len());
+            let params = [
+                name(&wanted.origin),
+                name(&wanted.channel),
+                seq_param(from),
+                seq_param(wanted.upto),
+                Param::Int(i64::try_from(limit).unwrap_or(i64::MAX)),
+            ];
+            let rows = session.rows(&sql, &params).await?;
+            let got = rows.len();
+            for row in &rows {
+                let row = self.stored_row(table, &wanted.channel, row)?;
+                size += row.payload.len();
+                from = row.seq.next();
+                found.push(row);
+            }
+            if got < limit {
+                return Ok((found, false));
+            }
+            // as many as should fill the page
+            let mean = (size / found.len().max(1)).max(1);
+            piece = (wanted.bytes.saturating_sub(size) / mean).clamp(FIRST_PIECE, MAX_PIECE);
+        }
+        Ok((found, true))
     }
 
     fn stored_row(

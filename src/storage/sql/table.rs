@@ -181,6 +181,17 @@ pub fn replicon_released() -> Table {
     Table::new("replicon_released", &["origin_dc", "channel"], columns)
 }
 
+/// The node ids of other origins that were accepted, and when.
+#[must_use]
+pub fn replicon_origin() -> Table {
+    let columns = vec![
+        Column::new("origin_dc", ColumnType::OriginDc),
+        Column::new("node_id", ColumnType::ChannelName),
+        Column::new("accepted_at", ColumnType::Timestamp),
+    ];
+    Table::new("replicon_origin", &["origin_dc", "node_id"], columns)
+}
+
 /// Foreign events whose identity stands here with other content.
 #[must_use]
 pub fn replicon_conflicts() -> Table {
@@ -224,6 +235,7 @@ pub fn plan(registry: &Registry) -> Vec<Table> {
         replication_progress(),
         replicon_node(),
         replicon_released(),
+        replicon_origin(),
         replicon_conflicts(),
         replicon_quarantine(),
     ]);

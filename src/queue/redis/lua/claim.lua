@@ -1,5 +1,6 @@
--- Takes the stream for one start of one process, and says what it holds.
--- ARGV: run, origin, node id, seconds of silence after which another may take over, group, runs that
+-- Takes the stream for one connection of one start of a node, and says what it holds. What an earlier
+-- connection still has under way is a stranger's from then on.
+-- ARGV: run (`<start>.<connection>`), origin, node id, seconds of silence after which another may take over, group, starts that
 -- were ours.
 local stream, owner, counts, dlq, states = KEYS[1], KEYS[2], KEYS[3], KEYS[5], KEYS[6]
 local now = tonumber(redis.call('TIME')[1])
@@ -7,7 +8,7 @@ local own = redis.call('HMGET', owner, 'origin', 'node_id', 'run', 'beat')
 if own[1] and own[1] ~= ARGV[2] then return {'origin', own[1]} end
 if own[1] and own[3] ~= ARGV[1] then
   local silent = now - tonumber(own[4] or '0')
-  local ours = own[2] == ARGV[3] and own[3] and string.find(ARGV[6], own[3], 1, true)
+  local ours = own[2] == ARGV[3] and own[3] and string.find(ARGV[6], string.match(own[3], '^[^.]+'), 1, true)
   if not ours and silent >= 0 and silent < tonumber(ARGV[4]) then
     return {'alive', own[2], tostring(silent)}
   end

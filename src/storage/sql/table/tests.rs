@@ -44,6 +44,7 @@ fn check_plan(channels: Vec<Channel>, expect: &[&str]) {
         "replication_progress",
         "replicon_node",
         "replicon_released",
+        "replicon_origin",
         "replicon_conflicts",
         "replicon_quarantine",
     ];

@@ -1,0 +1,257 @@
+//! The queue that the rest of the node holds: requests go to the appender, leases come from the reader,
+//! and what is resolved goes to whoever takes it out of the stream.
+//!
+//! Does not know schemas, storage or HTTP.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+
+use super::keeper::note;
+use super::leases::Held;
+use super::reader::LOOK_AGAIN;
+use super::shared::{Contact, NOT_CERTAIN, Shared, Stage, lock};
+use crate::event::{Batch, Event, Seq};
+use crate::fsx::DirLock;
+use crate::queue::accounts::Outcome;
+use crate::queue::{
+    AppendError, Appended, DeadLetterError, DeadReason, Lease, LeaseLimit, ParkError, Queue,
+    QueueStats, QueueStopped, Source,
+};
+use crate::seq::Witness;
+
+/// How long the last answers are waited for at a stop, beyond what a command may take.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// The tasks of a queue.
+pub(super) struct Tasks {
+    pub appender: JoinHandle<()>,
+    pub acks: JoinHandle<()>,
+    pub keeper: JoinHandle<()>,
+}
+
+/// The queue on Redis. See [`crate::queue::Queue`] for its contract.
+pub struct RedisQueue {
+    pub(super) shared: Arc<Shared>,
+    pub(super) tasks: Mutex<Option<Tasks>>,
+    pub(super) node_id: String,
+    pub(super) fresh: bool,
+    pub(super) _lock: Vec<DirLock>,
+}
+
+impl RedisQueue {
+    /// Whether this is the node's first start here: then its identity is certain only after storage or
+    /// a peer was asked.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// This node's id.
+    #[must_use]
+    pub fn node_id(&self) -> &str {
+        &self.node_id
+    }
+
+    /// A seq of ours was seen somewhere.
+    pub fn seen(&self, seq: Seq, witness: Witness) {
+        self.shared.inbox.seen(seq, witness);
+    }
+
+    /// Storage or a peer has answered: from now on seqs may be given out, and later starts need not ask
+    /// again. Blocks on the disk.
+    ///
+    /// # Errors
+    /// Where that could not be made durable; then nothing has changed.
+    pub fn identity_certain(&self) -> std::io::Result<()> {
+        if self.shared.certain.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        lock(&self.shared.node).update(|state| state.certain = true)?;
+        self.shared.certain.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Waits until the stream was met: from then on it is known below which seq nothing comes again.
+    pub async fn met(&self) {
+        let mut contact = self.shared.contact.subscribe();
+        let _ = contact.wait_for(|contact| *contact == Contact::Made).await.map(drop);
+    }
+
+    /// How long a refused client should wait, from the drain rate of the last seconds.
+    #[must_use]
+    pub fn retry_after(&self) -> Duration {
+        self.shared.accounts.retry_after()
+    }
+
+    /// Ends the red state: forgets the reported losses; how many reports that were. Blocks.
+    ///
+    /// # Errors
+    /// What the disk says; then nothing has changed.
+    pub fn acknowledge_damage(&self) -> std::io::Result<usize> {
+        let mut book = lock(&self.shared.book);
+        let n = book.record.losses.len();
+        if n > 0 {
+            book.update(|record| record.losses.clear())?;
+        }
+        lock(&self.shared.view).losses.clear();
+        Ok(n)
+    }
+
+    /// Hands out no more leases; those under way may still be acked. Waiters are woken.
+    pub fn stop_leasing(&self) {
+        self.shared.leasing.store(false, Ordering::SeqCst);
+        self.shared.more.notify_waiters();
+    }
+
+    fn tell(&self, stage: Stage) {
+        self.shared.stage.send_if_modified(|now| {
+            let later = stage > *now;
+            *now = stage.max(*now);
+            later
+        });
+        self.shared.acks.wake();
+        self.shared.alarm.notify_one();
+    }
+
+    /// Takes no more appends, sends what waits, acknowledges what is resolved, writes the last witness
+    /// and ends the tasks. What Redis does not answer meanwhile is left to the next start.
+    pub async fn close(&self) {
+        self.stop_leasing();
+        self.shared.inbox.stop();
+        self.tell(Stage::Closes);
+        let Some(tasks) = lock(&self.tasks).take() else { return };
+        let most = self.shared.options.timeout + LAST_ANSWERS;
+        let ended = async { tokio::join!(tasks.appender, tasks.acks) };
+        let in_order = tokio::time::timeout(most, ended).await.is_ok();
+        let met = *self.shared.contact.borrow() == Contact::Made;
+        let decided = lock(&self.shared.undecided).is_empty() && self.shared.acks.is_empty();
+        if met {
+            note(&self.shared, in_order && decided).await;
+        }
+        self.tell(Stage::Over);
+        let _ = tokio::time::timeout(most, tasks.keeper).await;
+    }
+
+    async fn lease_main(&self, limit: LeaseLimit) -> Result<Lease, QueueStopped> {
+        loop {
+            // registered before the look, so that nothing falls between them
+            let more = self.shared.more.notified();
+            tokio::pin!(more);
+            more.as_mut().enable();
+            if !self.shared.leasing.load(Ordering::SeqCst) {
+                return Err(QueueStopped);
+            }
+            let lease = self.shared.reading.lock().await.next(&self.shared, limit).await;
+            if let Some(lease) = lease {
+                return Ok(lease);
+            }
+            let _ = tokio::time::timeout(LOOK_AGAIN, more).await;
+        }
+    }
+}
+
+impl Drop for RedisQueue {
+    /// A queue that nobody holds has no tasks left that could write.
+    fn drop(&mut self) {
+        self.stop_leasing();
+        self.shared.inbox.stop();
+        self.tell(Stage::Over);
+    }
+}
+
+impl Queue for RedisQueue {
+    async fn append(&self, batch: Batch) -> Result<Appended, AppendError> {
+        self.push(batch, None)?
+            .await
+            .unwrap_or_else(|_| Err(AppendError::Doubt { reason: "the appender ended".to_owned() }))
+    }
+
+    async fn lease(&self, from: &Source, limit: LeaseLimit) -> Result<Lease, QueueStopped> {
+        match from {
+            Source::Main => self.lease_main(limit).await,
+            Source::Parked(channel) => self.shared.lease_parked(channel, limit).await,
+        }
+    }
+
+    async fn park(
+        &self,
+        lease: &mut Lease,
+        seqs: &BTreeSet<Seq>,
+        why: &str,
+    ) -> Result<(), ParkError> {
+        let parked = self.shared.park(lease, seqs, why).await;
+        // whoever waits for these events to be out of the way
+        self.shared.more.notify_waiters();
+        parked
+    }
+
+    async fn ack(&self, lease: Lease, dead: &[Seq]) {
+        let is_dead = |held: &Held| dead.binary_search(&held.seq).is_ok();
+        let heard = {
+            let _gate = self.shared.gate.read().await;
+            let done = lock(&self.shared.leases).done(&lease.from, lease.id);
+            debug_assert!(done.is_some(), "a lease is acked once");
+            let Some((mut held, sure)) = done else { return };
+            let outcome = |held: &Held| {
+                if is_dead(held) { Outcome::DeadLettered } else { Outcome::Stored }
+            };
+            let group = held.iter().map(|held| (Some(&held.channel), held.load, outcome(held)));
+            self.shared.accounts.resolved(group);
+            // those left the stream with their letters
+            held.retain(|held| !is_dead(held));
+            let from_main = lease.from == Source::Main;
+            (!held.is_empty()).then(|| self.shared.acks.push(held, sure, from_main))
+        };
+        if let Some(heard) = heard {
+            // without an answer the next start may deliver them again, under the same seqs
+            let _ = tokio::time::timeout(self.shared.options.timeout, heard).await;
+        }
+        if lock(&self.shared.leases).any_parked() {
+            self.shared.more.notify_waiters();
+        }
+    }
+
+    async fn dead_letters(&self, letters: &[(Event, DeadReason)]) -> Result<(), DeadLetterError> {
+        self.shared.keep_dead(letters).await
+    }
+
+    fn is_dead(&self, seq: Seq) -> bool {
+        lock(&self.shared.dead).contains(&seq)
+    }
+
+    fn first_unacked(&self) -> Seq {
+        lock(&self.shared.leases).first_unacked()
+    }
+
+    fn stats(&self) -> QueueStats {
+        let (channels, queued, drain_per_second) = self.shared.accounts.snapshot();
+        let (parked, leased) = {
+            let leases = lock(&self.shared.leases);
+            (leases.parked(), leases.oldest())
+        };
+        let view = lock(&self.shared.view).clone();
+        let oldest = [leased, view.oldest].into_iter().flatten().min();
+        let certain = self.shared.certain.load(Ordering::SeqCst);
+        let refusing = self.shared.refusing();
+        let refusing = refusing.or_else(|| (!certain).then(|| NOT_CERTAIN.to_owned()));
+        let mut server = view.server;
+        if !server.is_empty() {
+            server.push(("foreign_entries".to_owned(), view.foreign.to_string()));
+        }
+        QueueStats {
+            channels,
+            bytes: queued.bytes,
+            oldest_micros: oldest.filter(|_| queued.events > 0).map(|at| at.0),
+            drain_per_second,
+            refusing,
+            damage: view.losses,
+            parked,
+            server,
+            doubts: view.doubts,
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! What is in whose hands: leases in order, each ended or not, of the stream and of every channel that
+//! is set aside. Pure.
+//!
+//! Does not know a connection.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::entry::{EntryId, load_of};
+use crate::event::{ChannelName, Event, Micros, Seq};
+use crate::queue::accounts::Load;
+use crate::queue::{Parked, Source};
+
+/// An event in somebody's hands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    pub seq: Seq,
+    pub channel: ChannelName,
+    pub load: Load,
+}
+
+impl Held {
+    pub fn of(event: &Event) -> Self {
+        Self { seq: event.seq, channel: event.channel.clone(), load: load_of(event) }
+    }
+}
+
+struct Out {
+    id: u64,
+    /// Of the last event that was handed out with it.
+    last: Seq,
+    /// In rising order.
+    held: Vec<Held>,
+    oldest: Micros,
+    era: u64,
+    done: bool,
+}
+
+/// The leases of one source.
+#[derive(Default)]
+struct Line {
+    outs: VecDeque<Out>,
+    released: Seq,
+}
+
+impl Line {
+    fn advance(&mut self) {
+        while let Some(out) = self.outs.pop_front_if(|out| out.done) {
+            self.released = self.released.max(out.last);
+        }
+    }
+
+    fn under_way(&self) -> impl Iterator<Item = &Out> {
+        self.outs.iter().filter(|out| !out.done)
+    }
+
+    fn holds(&self, seq: Seq) -> bool {
+        let here = |out: &Out| out.held.binary_search_by_key(&seq, |held| held.seq).is_ok();
+        self.under_way().any(here)
+    }
+}
+
+/// A channel that is set aside.
+pub(super) struct Aside {
+    line: Line,
+    /// Everything up to it was handed out.
+    pub cursor: EntryId,
+    /// Nothing of it below is still needed.
+    oldest: Seq,
+    pub why: String,
+    /// In hand when Redis lost them: they wait here.
+    extra: BTreeMap<Seq, Event>,
+}
+
+impl Aside {
+    /// Nothing of the channel below it is still needed; `None` while nothing went aside.
+    pub fn oldest(&self) -> Option<Seq> {
+        (self.oldest.0 < u64::MAX).then_some(self.oldest)
+    }
+}
+
+/// All of them.
+pub(super) struct Leases {
+    main: Line,
+    parked: BTreeMap<ChannelName, Aside>,
+    next_id: u64,
+    /// Raised by a loss: what was leased before it may stand in Redis no more.
+    era: u64,
+}
+
+impl Leases {
+    pub fn new() -> Self {
+        Self { main: Line::default(), parked: BTreeMap::new(), next_id: 1, era: 0 }
+    }
+
+    /// Everything up to it is resolved: nothing below stands in the stream.
+    pub fn begin(&mut self, released: Seq) {
+        self.main.released = self.main.released.max(released);
+    }
+
+    /// Redis has lost something: of what it still has, all but what is in hand comes again.
+    pub fn new_era(&mut self) {
+        self.era += 1;
+        for aside in self.parked.values_mut() {
+            aside.cursor = EntryId::default();
+        }
+    }
+
+    /// Hands events out; the lease's number.
+    pub fn lease(&mut self, from: &Source, events: &[Event]) -> u64 {
+        let (id, era) = (self.next_id, self.era);
+        self.next_id += 1;
+        let line = match from {
+            Source::Main => Some(&mut self.main),
+            Source::Parked(channel) => self.parked.get_mut(channel).map(|aside| &mut aside.line),
+        };
+        if let (Some(line), Some(last)) = (line, events.last()) {
+            let held = events.iter().map(Held::of).collect();
+            let oldest = events.iter().map(|e| e.received_at).min().unwrap_or_default();
+            line.outs.push_back(Out { id, last: last.seq, held, oldest, era, done: false });
+        }
+        id
+    }
+
+    /// Ends a lease: what it still held, and whether it was handed out since the last loss. `None`
+    /// where it is not known.
+    pub fn done(&mut self, from: &Source, id: u64) -> Option<(Vec<Held>, bool)> {
+        let line = match from {
+            Source::Main => &mut self.main,
+            Source::Parked(channel) => &mut self.parked.get_mut(channel)?.line,
+        };
+        let out = line.outs.iter_mut().find(|out| out.id == id && !out.done)?;
+        out.done = true;
+        let (held, sure) = (std::mem::take(&mut out.held), out.era == self.era);
+        line.advance();
+        if let Source::Parked(channel) = from
+            && let Some(aside) = self.parked.get_mut(channel)
+        {
+            aside.oldest = aside.oldest.max(aside.line.released.next());
+        }
+        Some((held, sure))
+    }
+
+    /// These events left a lease of the stream: they are set aside.
+    pub fn moved(&mut self, id: u64, seqs: &BTreeSet<Seq>) {
+        if let Some(out) = self.main.outs.iter_mut().find(|out| out.id == id) {
+            out.held.retain(|held| !seqs.contains(&held.seq));
+        }
+    }
+
+    /// A channel is set aside, if it is not yet; whether that is new.
+    pub fn park(&mut self, channel: &ChannelName, why: &str) -> bool {
+        if let Some(aside) = self.parked.get_mut(channel) {
+            why.clone_into(&mut aside.why);
+            return false;
+        }
+        let aside = Aside {
+            line: Line::default(),
+            cursor: EntryId::default(),
+            oldest: Seq(u64::MAX),
+            why: why.to_owned(),
+            extra: BTreeMap::new(),
+        };
+        self.parked.insert(channel.clone(), aside);
+        true
+    }
+
+    /// Events of it went to its consumer.
+    pub fn follows(&mut self, channel: &ChannelName, seqs: impl Iterator<Item = Seq>) {
+        if let (Some(aside), Some(lowest)) = (self.parked.get_mut(channel), seqs.min()) {
+            aside.oldest = aside.oldest.min(lowest);
+        }
+    }
+
+    /// Events of it that are in hand only.
+    pub fn keep(&mut self, channel: &ChannelName, events: Vec<Event>) {
+        self.follows(channel, events.iter().map(|e| e.seq));
+        if let Some(aside) = self.parked.get_mut(channel) {
+            aside.extra.extend(events.into_iter().map(|e| (e.seq, e)));
+        }
+    }
+
+    /// Takes such events back, at most so many.
+    pub fn take_kept(&mut self, channel: &ChannelName, most: usize) -> Vec<Event> {
+        let Some(aside) = self.parked.get_mut(channel) else { return Vec::new() };
+        let mut taken = Vec::new();
+        while taken.len() < most.max(1)
+            && let Some((_, event)) = aside.extra.pop_first()
+        {
+            taken.push(event);
+        }
+        taken
+    }
+
+    /// The channel has drained: it is set aside no longer.
+    pub fn unpark(&mut self, channel: &ChannelName) {
+        self.parked.remove(channel);
+    }
+
+    pub fn is_parked(&self, channel: &ChannelName) -> bool {
+        self.parked.contains_key(channel)
+    }
+
+    pub fn any_parked(&self) -> bool {
+        !self.parked.is_empty()
+    }
+
+    pub fn aside(&self, channel: &ChannelName) -> Option<&Aside> {
+        self.parked.get(channel)
+    }
+
+    pub fn aside_mut(&mut self, channel: &ChannelName) -> Option<&mut Aside> {
+        self.parked.get_mut(channel)
+    }
+
+    /// The channels that are set aside.
+    pub fn parked(&self) -> Vec<Parked> {
+        let parked = |(channel, aside): (&ChannelName, &Aside)| Parked {
+            channel: channel.clone(),
+            why: aside.why.clone(),
+        };
+        self.parked.iter().map(parked).collect()
+    }
+
+    /// Whether a lease of the stream holds events of the channel: they come before what is set aside.
+    pub fn main_holds(&self, channel: &ChannelName) -> bool {
+        self.main.under_way().any(|out| out.held.iter().any(|held| held.channel == *channel))
+    }
+
+    /// Whether nothing of a channel that is set aside is in anybody's hands.
+    pub fn is_idle(&self, channel: &ChannelName) -> bool {
+        let idle = |aside: &Aside| aside.line.outs.is_empty() && aside.extra.is_empty();
+        self.parked.get(channel).is_some_and(idle) && !self.main_holds(channel)
+    }
+
+    /// Whether a seq is in somebody's hands.
+    pub fn holds(&self, seq: Seq) -> bool {
+        let aside = |aside: &Aside| aside.line.holds(seq) || aside.extra.contains_key(&seq);
+        self.main.holds(seq) || self.parked.values().any(aside)
+    }
+
+    /// Everything that is in somebody's hands.
+    pub fn all_held(&self) -> Vec<Held> {
+        let lines = std::iter::once(&self.main).chain(self.parked.values().map(|a| &a.line));
+        let extra = self.parked.values().flat_map(|a| a.extra.values().map(Held::of));
+        let held = lines.flat_map(Line::under_way).flat_map(|out| out.held.iter().cloned());
+        held.chain(extra).collect()
+    }
+
+    /// When the oldest event under way was accepted.
+    pub fn oldest(&self) -> Option<Micros> {
+        let lines = std::iter::once(&self.main).chain(self.parked.values().map(|a| &a.line));
+        lines.flat_map(Line::under_way).map(|out| out.oldest).min()
+    }
+
+    /// Nothing below it comes again.
+    pub fn first_unacked(&self) -> Seq {
+        let parked = self.parked.values().map(|aside| aside.oldest).min();
+        let main = self.main.released.next();
+        parked.map_or(main, |parked| parked.min(main))
+    }
+
+    /// The oldest seq that any channel that is set aside still needs.
+    pub fn oldest_parked(&self) -> Option<Seq> {
+        self.parked.values().filter_map(Aside::oldest).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::event::{ModeTag, Name};
+
+    fn events(channel: &str, seqs: impl IntoIterator<Item = u64>) -> Vec<Event> {
+        let event = |seq| Event {
+            seq: Seq(seq),
+            channel: Name::new(channel).unwrap(),
+            mode: ModeTag::Raw,
+            received_at: Micros(i64::try_from(seq).unwrap()),
+            payload: Bytes::from_static(b"{}"),
+        };
+        seqs.into_iter().map(event).collect()
+    }
+
+    #[test]
+    fn a_later_lease_that_ends_first_releases_nothing() {
+        let mut leases = Leases::new();
+        leases.begin(Seq(9));
+        let a = leases.lease(&Source::Main, &events("a", 10..12));
+        let b = leases.lease(&Source::Main, &events("a", 12..14));
+        assert!(leases.holds(Seq(11)) && !leases.holds(Seq(14)));
+        assert!(leases.done(&Source::Main, b).is_some());
+        assert_eq!((leases.first_unacked(), leases.oldest()), (Seq(10), Some(Micros(10))));
+        let (held, sure) = leases.done(&Source::Main, a).unwrap();
+        assert_eq!((held.len(), sure), (2, true));
+        assert_eq!((leases.first_unacked(), leases.oldest()), (Seq(14), None));
+        assert!(leases.done(&Source::Main, a).is_none(), "a lease ends once");
+    }
+
+    #[test]
+    fn a_channel_that_is_set_aside_keeps_its_place_while_the_others_go_on() {
+        let (mut leases, a) = (Leases::new(), Name::new("a").unwrap());
+        let mut all = events("a", [1, 3]);
+        all.extend(events("b", [2]));
+        all.sort_by_key(|e| e.seq);
+        let id = leases.lease(&Source::Main, &all);
+        assert!(leases.park(&a, "why") && !leases.park(&a, "still"));
+        assert!(leases.main_holds(&a) && !leases.is_idle(&a));
+        leases.moved(id, &[Seq(1), Seq(3)].into());
+        leases.follows(&a, [Seq(3), Seq(1)].into_iter());
+        let (held, _) = leases.done(&Source::Main, id).unwrap();
+        assert_eq!(held.iter().map(|h| h.seq).collect::<Vec<_>>(), [Seq(2)]);
+        assert_eq!(leases.first_unacked(), Seq(1), "it holds the place of its oldest");
+        assert!(leases.is_idle(&a));
+
+        let from = Source::Parked(a.clone());
+        let id = leases.lease(&from, &events("a", [1, 3]));
+        assert!(!leases.is_idle(&a) && leases.holds(Seq(3)));
+        leases.done(&from, id).unwrap();
+        assert_eq!(leases.first_unacked(), Seq(4));
+        leases.unpark(&a);
+        assert!(!leases.any_parked());
+    }
+
+    #[test]
+    fn a_lease_from_before_a_loss_is_told_from_those_after_it() {
+        let mut leases = Leases::new();
+        let before = leases.lease(&Source::Main, &events("a", [1]));
+        leases.new_era();
+        let after = leases.lease(&Source::Main, &events("a", [2]));
+        assert_eq!(leases.all_held().len(), 2);
+        assert_eq!(leases.done(&Source::Main, after).map(|(_, sure)| sure), Some(true));
+        assert_eq!(leases.done(&Source::Main, before).map(|(_, sure)| sure), Some(false));
+    }
+
+    #[test]
+    fn what_only_this_process_has_is_given_back_in_order() {
+        let (mut leases, a) = (Leases::new(), Name::new("a").unwrap());
+        leases.park(&a, "why");
+        leases.keep(&a, events("a", [5, 4, 6]));
+        assert_eq!(leases.oldest_parked(), Some(Seq(4)));
+        let taken: Vec<u64> = leases.take_kept(&a, 2).iter().map(|e| e.seq.0).collect();
+        assert_eq!(taken, [4, 5]);
+        assert!(leases.holds(Seq(6)) && !leases.holds(Seq(5)) && !leases.is_idle(&a));
+    }
+}

@@ -1,0 +1,135 @@
+//! What follows from the end of a turn, or from a failure: who rests for how long, and what is said.
+//!
+//! Does not know pages.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Backoff, EventStore, Failure, Key, LONG_PEACE, LOOK_AGAIN, OF_FAULTS, OF_STORAGE, PEACE, Peer,
+    Rest, SHORT_PEACE, Seq, Source, Standing,
+};
+
+/// Who failed how often.
+pub(super) struct Backoffs {
+    faults: BTreeMap<Key, Backoff>,
+    storage: Backoff,
+}
+
+impl Default for Backoffs {
+    fn default() -> Self {
+        Self { faults: BTreeMap::new(), storage: OF_STORAGE }
+    }
+}
+
+impl<S: EventStore, P: Source> Peer<'_, S, P> {
+    /// A turn has ended.
+    pub(super) fn settle(&self, key: &Key, rest: Rest, backoffs: &mut Backoffs) {
+        let (now, dice) = (self.now(), self.throw());
+        match rest {
+            Rest::More => {
+                backoffs.storage.succeeded();
+                self.stands(key, Standing::Behind, None);
+                self.lock().turns.want(key);
+            }
+            Rest::Idle => {
+                backoffs.storage.succeeded();
+                backoffs.faults.remove(key);
+                self.stands(key, Standing::Current, None);
+            }
+            Rest::Storage(why) => {
+                let wait = backoffs.storage.failed(dice);
+                tracing::debug!("what peer {} sent is not stored yet: {why}", self.name);
+                self.lock().turns.rest(key, now + wait);
+            }
+            Rest::Paused(why) => {
+                self.stands(key, Standing::Paused, Some(why));
+                self.lock().turns.rest(key, now + LOOK_AGAIN);
+            }
+            Rest::Stopped(why) => {
+                self.stands(key, Standing::Stopped, Some(why));
+            }
+            Rest::Failed(Failure::Fault(fault)) => {
+                let wait = backoffs.faults.entry(key.clone()).or_insert(OF_FAULTS).failed(dice);
+                self.stands(
+                    key,
+                    Standing::Paused,
+                    Some(format!("its answer is not used: {fault}")),
+                );
+                self.lock().turns.rest(key, now + wait);
+                self.failed(&Failure::Fault(fault));
+            }
+            Rest::Failed(failure) => {
+                self.failed(&failure);
+                self.lock().turns.want(key);
+            }
+        }
+    }
+
+    /// The peer failed: how long it is left in peace.
+    pub(super) fn failed(&self, failure: &Failure) {
+        let (now, dice) = (self.now(), self.throw());
+        let out = {
+            let mut common = self.lock();
+            if failure.answered() {
+                common.breaker.answered();
+                let peace = match failure {
+                    Failure::Fault(_) => PEACE,
+                    Failure::Unavailable => SHORT_PEACE,
+                    _ => LONG_PEACE,
+                };
+                common.breaker.rest(now, peace);
+            } else {
+                common.breaker.failed(now, dice);
+            }
+            common.breaker.open_since().is_some()
+        };
+        self.shared.out_of_reach.set(self.name, out);
+        if matches!(failure, Failure::Fault(_)) {
+            return;
+        }
+        let text = failure.to_string();
+        if self.shared.board.trouble(self.name, Some(&text)) {
+            tracing::warn!(peer = %self.name, "peer {}: {text}; it is asked again by itself", self.name);
+        }
+    }
+
+    /// The peer answered.
+    pub(super) fn answered(&self) {
+        self.lock().breaker.answered();
+        self.shared.out_of_reach.set(self.name, false);
+        self.shared.board.answered(self.name, self.source.bytes());
+        if self.shared.board.trouble(self.name, None) {
+            tracing::info!(peer = %self.name, "peer {} answers", self.name);
+            self.want(None);
+        }
+    }
+
+    /// The peer holds our own events up to here: told on where that is news.
+    pub(super) fn hear(&self, seen: Option<Seq>) {
+        let Some(seen) = seen else { return };
+        let news = {
+            let mut common = self.lock();
+            let news = seen > common.seen;
+            common.seen = seen.max(common.seen);
+            news
+        };
+        if news {
+            (self.shared.seen)(seen);
+        }
+    }
+
+    /// How a channel stands; said once where somebody should know.
+    pub(super) fn stands(&self, (origin, channel): &Key, state: Standing, reason: Option<String>) {
+        let key = (origin.clone(), channel.clone());
+        let red = matches!(state, Standing::Paused | Standing::Stopped);
+        let text = reason.clone().unwrap_or_default();
+        if !self.shared.board.stands(self.name, &key, state, reason) || !red {
+            return;
+        }
+        tracing::error!(
+            peer = %self.name, %origin, %channel,
+            "channel {channel} of {origin} is not pulled from {}: {text}; the other channels go on",
+            self.name
+        );
+    }
+}
