@@ -18,6 +18,7 @@ mod look;
 mod model;
 mod parked;
 mod power;
+mod pull_simulator;
 mod readme;
 mod recovery;
 mod redis;
