@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::queue::{AnyQueue, Queue, QueueStats};
+use crate::replicate::status::{Board, PeerStatus};
 
 /// What does not change while the node runs.
 #[derive(Clone, Debug)]
@@ -37,13 +38,22 @@ pub struct Facts {
 /// What a database server says of its durability: names and values.
 pub type ServerFacts = dyn Fn() -> Vec<(String, String)> + Send + Sync;
 
+/// What is looked up of the other parts.
+pub struct Looked {
+    /// The latest trouble with storage.
+    pub trouble: watch::Receiver<Option<String>>,
+    /// What the database server says.
+    pub server: Box<ServerFacts>,
+    /// How each peer stands; `None` where nothing is pulled.
+    pub peers: Option<Arc<Board>>,
+}
+
 /// Where the node's state is looked up.
 pub struct Health {
     /// What does not change.
     pub facts: Facts,
     queue: Arc<AnyQueue>,
-    trouble: watch::Receiver<Option<String>>,
-    server: Box<ServerFacts>,
+    looked: Looked,
     clock: Clock,
     started: Duration,
     stopping: AtomicBool,
@@ -63,6 +73,14 @@ pub struct Report {
     degraded: Vec<String>,
     damage: Vec<String>,
     ingest: Ingest,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replication: Option<Replicated>,
+}
+
+#[derive(Debug, Serialize)]
+struct Replicated {
+    enabled: bool,
+    peers: Vec<PeerStatus>,
 }
 
 #[derive(Debug, Serialize)]
@@ -90,16 +108,10 @@ struct Ingest {
 impl Health {
     /// For a node that starts now.
     #[must_use]
-    pub fn new(
-        facts: Facts,
-        queue: Arc<AnyQueue>,
-        trouble: watch::Receiver<Option<String>>,
-        server: Box<ServerFacts>,
-        clock: Clock,
-    ) -> Self {
+    pub fn new(facts: Facts, queue: Arc<AnyQueue>, looked: Looked, clock: Clock) -> Self {
         let started = clock.mono();
         let (stopping, rejected) = (AtomicBool::new(false), AtomicU64::new(0));
-        Self { facts, queue, trouble, server, clock, started, stopping, rejected }
+        Self { facts, queue, looked, clock, started, stopping, rejected }
     }
 
     /// The node begins to stop: not ready and not healthy from now on.
@@ -140,13 +152,15 @@ impl Health {
         let now = self.clock.wall().0;
         let age = |at: i64| (now - at).max(0) as f64 / 1e6;
         let facts = self.facts.clone();
-        let trouble = self.trouble.borrow().clone();
+        let Looked { trouble, server, peers } = &self.looked;
+        let trouble = trouble.borrow().clone();
         // what the storage says comes first: it may be why appends are refused
         let last_error = trouble.clone().or_else(|| stats.refusing.clone());
         let mut degraded = facts.degraded;
         degraded.extend(trouble);
         degraded.extend(stats.refusing.clone());
-        let server: BTreeMap<String, String> = (self.server)().into_iter().collect();
+        let server: BTreeMap<String, String> = server().into_iter().collect();
+        degraded.extend(peers.iter().flat_map(|board| board.troubles()));
         degraded.extend(doubts(&server));
         degraded.extend(stats.doubts.iter().cloned());
         degraded.extend(stats.parked.iter().map(ToString::to_string));
@@ -182,6 +196,9 @@ impl Health {
                 lost_total: sum(|c| c.lost),
                 last_error,
             },
+            replication: peers
+                .as_ref()
+                .map(|board| Replicated { enabled: true, peers: board.snapshot() }),
         }
     }
 }

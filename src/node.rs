@@ -3,6 +3,7 @@
 //! Decides nothing that a part could decide.
 
 pub mod queue;
+mod replication;
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,11 +20,12 @@ use crate::config::{
 };
 use crate::control;
 use crate::fsx::OsDisk;
-use crate::health::{Facts, Health};
+use crate::health::{self, Facts, Health};
 use crate::http::{App, BodyLimits, Deadlines, Limits, Routes, Server};
 use crate::ingest::Door;
 use crate::metrics::Metrics;
 use crate::queue::{AnyQueue, Queue};
+use crate::replicate::serve::Life;
 use crate::seq::Witness;
 use crate::storage::file::FileStorage;
 use crate::storage::noop::NoopStorage;
@@ -31,6 +33,7 @@ use crate::storage::sql::{self, SqlStorage, mysql, postgres, sqlite};
 use crate::storage::{AnyStorage, Storage, file as file_storage};
 use crate::task::{self, Spine};
 use crate::writer::{self, Orders};
+use replication::Replication;
 
 /// Why a node did not start. The text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +50,14 @@ pub enum StartError {
         addr: String,
         /// What the system said.
         source: io::Error,
+    },
+    /// A peer cannot be asked as it is configured.
+    #[error("replication_peer {peer}: {why}")]
+    Peer {
+        /// Its name.
+        peer: String,
+        /// What is wrong.
+        why: String,
     },
     /// A fault of ours.
     #[error("the metrics cannot be made: {0}")]
@@ -89,18 +100,29 @@ impl Node {
         let workers = config.writer.workers.min(storage.lanes());
         let workers = if config.writer.enabled { workers } else { 0 };
         let facts = facts(config, &queue, threads, workers);
-        let told = storage.clone();
-        let server = Box::new(move || told.facts());
-        let health = Health::new(facts, queue.clone(), trouble.subscribe(), server, clock.clone());
-        let health = Arc::new(health);
         let (stop_http, _) = watch::channel(false);
         let (stop_writing, stop) = watch::channel(false);
+        let parts = replication::Parts {
+            config,
+            queue: &queue,
+            clock: &clock,
+            spine: &spine,
+            stop: &stop_writing,
+        };
+        let Replication { life, board, peers } = replication::start(&parts, &storage)?;
+        let told = storage.clone();
+        let looked = health::Looked {
+            trouble: trouble.subscribe(),
+            server: Box::new(move || told.facts()),
+            peers: config.replication.enabled.then_some(board),
+        };
+        let health = Arc::new(Health::new(facts, queue.clone(), looked, clock.clone()));
 
         let report = writer::Report { trouble, write_seconds: metrics.write_seconds.clone() };
         let limit = writer::batch_limit(config.writer.batch_size, workers);
         let flush = config.writer.flush;
         let orders = Orders { stop, limit, flush, busy: Arc::default() };
-        let write = write(queue.clone(), storage, report, orders, workers, spine.clone());
+        let write = write(queue.clone(), storage, report, orders, workers, spine.clone(), life);
         let writing = spine.task("writing", write);
 
         let app = Arc::new(App {
@@ -119,6 +141,7 @@ impl Node {
                 max_inflight: config.http.max_inflight_bytes,
             },
             inflight: Arc::default(),
+            peers,
         });
         let (addr, http) = match &config.http.listen {
             None => (None, None),
@@ -206,6 +229,7 @@ async fn write(
     orders: Orders,
     workers: usize,
     spine: Spine,
+    life: watch::Sender<Option<Life>>,
 ) {
     let mut stop = orders.stop.clone();
     let node_id = queue.node_id().to_owned();
@@ -228,6 +252,7 @@ async fn write(
         () = queue::make_certain(&queue) => {}
         _ = stop.wait_for(|stop| *stop) => return,
     }
+    life.send_replace(Some(Life { id: node_id, since: None }));
     let mut running = Vec::new();
     let aside = writer::run_parked(queue.clone(), storage.clone(), report.clone(), orders.clone());
     running.extend((workers > 0).then(|| spine.task("writer of parked channels", aside)));

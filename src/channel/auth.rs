@@ -20,6 +20,12 @@ impl KeyDigest {
         Self::of_bytes(key.as_bytes())
     }
 
+    /// Whether `key` has this digest.
+    #[must_use]
+    pub fn is(&self, key: &[u8]) -> bool {
+        self.matches(&Self::of_bytes(key))
+    }
+
     fn of_bytes(key: &[u8]) -> Self {
         let mut bytes = [0; SHA256_OUTPUT_LEN];
         bytes.copy_from_slice(digest(&SHA256, key).as_ref());

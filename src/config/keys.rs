@@ -117,7 +117,7 @@ impl Section {
             Self::QueueRedis => "Queue on Redis or Valkey",
             Self::Writer => "Writer",
             Self::Storage => "Storage",
-            Self::Replication => "Replication (not part of 2.0.0)",
+            Self::Replication => "Replication",
         }
     }
 }

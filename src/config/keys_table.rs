@@ -71,7 +71,7 @@ pub static KEYS: &[Key] = keys! {
         "client_api_key" = "", Kind::Secret, secret;
             "The key of the one raw channel events_raw that is served where the channels file is missing."
         "replication_token" = "", Kind::Secret, secret;
-            "What peers send as X-Replicon-Token."
+            "What peers send as X-Replicon-Token, the same on all nodes. Empty means that peers are not served."
     }
     Http {
         "http_listen" = "127.0.0.1:8080", Kind::Listen;
@@ -209,14 +209,14 @@ pub static KEYS: &[Key] = keys! {
     }
     Replication {
         "replication_enabled" = "false", Kind::Bool;
-            "Pull the events of the peers. Not part of 2.0.0."
+            "Pull the events of the peers. Needs storage_backend = sqlite, postgres or mysql. Peers are served where replication_token is set, whatever stands here."
         "replication_peer" = "", Kind::Peer, repeatable, commented;
-            "The peers, as name=url: one line each, or several on one line with commas."
+            "The peers, as name=url: one line each, or several on one line with commas. The name is the peer's node_name; a login in the URL is not sent."
         "replication_poll_interval_ms" = "1000", millis(1, HOUR), commented;
-            "How often a peer is asked that cannot hold a request open."
+            "How often a peer is asked that cannot hold a request open, and how often others are asked for the events of one that is out of reach."
         "replication_batch_limit" = "1000", count(1, 5_000), commented;
-            "The most events in one page."
-        "replication_http_timeout_ms" = "10000", millis(1, HOUR), commented;
-            "How long one request to a peer may take."
+            "The most events in one page. Pages shrink by themselves where the storage or the link is slow."
+        "replication_http_timeout_ms" = "10000", millis(100, HOUR), commented;
+            "How long a peer may send nothing; it counts from the last byte."
     }
 };

@@ -59,6 +59,8 @@ pub struct Config {
     pub log_level: String,
     /// Every key as it was set, for `check`.
     pub settings: Settings,
+    /// Peers.
+    pub replication: ReplicationConfig,
     /// What is odd without being wrong, each with its place.
     pub warnings: Vec<String>,
 }
@@ -184,6 +186,62 @@ pub struct ServerConfig<D> {
     pub origin_lock: bool,
 }
 
+/// Pulling from peers, and serving them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ReplicationConfig {
+    /// Off pulls nothing.
+    pub enabled: bool,
+    /// What peers must send; `None` serves nobody.
+    pub token: Option<String>,
+    /// Who is pulled from.
+    pub peers: Vec<PeerConfig>,
+    /// How often a peer is asked that cannot hold a request.
+    pub poll_interval: Duration,
+    /// The most events in one page.
+    pub batch_limit: usize,
+    /// The longest silence of a peer.
+    pub http_timeout: Duration,
+}
+
+impl std::fmt::Debug for ReplicationConfig {
+    /// Without the token.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReplicationConfig")
+            .field("enabled", &self.enabled)
+            .field("peers", &self.peers.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A peer.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PeerConfig {
+    /// Its `node_name`.
+    pub name: Origin,
+    /// Where it is.
+    pub url: String,
+}
+
+fn replication(settings: &Settings) -> ReplicationConfig {
+    let token = settings.text("replication_token");
+    let peer = |text: &str| {
+        let (name, url) = text.split_once('=')?;
+        Some(PeerConfig { name: Origin::new(name.trim()).ok()?, url: url.trim().to_owned() })
+    };
+    ReplicationConfig {
+        enabled: settings.flag("replication_enabled"),
+        token: (!token.is_empty()).then(|| token.to_owned()),
+        peers: settings
+            .text("replication_peer")
+            .split(',')
+            .filter_map(|t| peer(t.trim()))
+            .collect(),
+        poll_interval: settings.millis("replication_poll_interval_ms"),
+        batch_limit: size(settings.count("replication_batch_limit")),
+        http_timeout: settings.millis("replication_http_timeout_ms"),
+    }
+}
+
 /// Turns settings and channels into a configuration.
 ///
 /// # Errors
@@ -217,6 +275,7 @@ pub fn build(settings: Settings, source: ChannelsSource) -> Result<Config, Vec<P
         writer: writer(&settings),
         storage,
         json: json(&settings),
+        replication: replication(&settings),
         channels: Arc::new(channels.registry),
         channels_fallback: channels.fallback,
         shutdown_timeout: settings.millis("shutdown_timeout_ms"),

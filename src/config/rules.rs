@@ -25,13 +25,12 @@ const PORTABLE_DEPTH: u64 = 31;
 #[must_use]
 pub fn problems(settings: &Settings) -> Vec<Problem> {
     let mut problems = Vec::new();
-    for (name, has) in [
-        ("https_enabled", "2.0.0 serves HTTP; put a TLS proxy before it"),
-        ("replication_enabled", "2.0.0 is a single node"),
-    ] {
-        if settings.flag(name) {
-            problems.push(not_yet(settings, name, has));
-        }
+    if settings.flag("https_enabled") {
+        let has = "2.0.0 serves HTTP; put a TLS proxy before it";
+        problems.push(not_yet(settings, "https_enabled", has));
+    }
+    if settings.flag("replication_enabled") {
+        replication(settings, &mut problems);
     }
     if settings.text("http_listen").is_empty() {
         let text = "http_listen is empty and https_enabled is not on: nothing would be served";
@@ -48,6 +47,59 @@ pub fn problems(settings: &Settings) -> Vec<Problem> {
         _ => {}
     }
     problems
+}
+
+/// What pulling from peers needs.
+fn replication(settings: &Settings, problems: &mut Vec<Problem>) {
+    let on = "replication_enabled";
+    let mut problem = |name: &str, text: String| {
+        let place = if settings.is_explicit(name) { name } else { on };
+        problems.push(Problem::new(settings.place(place), text));
+    };
+    if matches!(settings.text("storage_backend"), "file" | "noop") {
+        problem(
+            "storage_backend",
+            format!(
+                "{on} = true needs a storage that peers can be served from: set storage_backend = sqlite, postgres or mysql"
+            ),
+        );
+    }
+    if settings.text("queue_backend") == "redis" {
+        problem("queue_backend", format!("{on} = true needs queue_backend = file in this release"));
+    }
+    if settings.text("replication_token").is_empty() {
+        problem(
+            "replication_token",
+            format!("{on} = true needs replication_token, the same on all nodes"),
+        );
+    }
+    if !settings.is_explicit("node_name") {
+        problem(
+            "node_name",
+            format!("{on} = true needs node_name to be set: no two nodes may have the same"),
+        );
+    }
+    let peers = settings.text("replication_peer");
+    if peers.is_empty() {
+        problem(
+            "replication_peer",
+            format!("{on} = true needs replication_peer = NAME=http://HOST:PORT"),
+        );
+    }
+    let mut seen: Vec<&str> = Vec::new();
+    for name in
+        peers.split(',').filter_map(|peer| peer.split_once('=')).map(|(name, _)| name.trim())
+    {
+        if name.eq_ignore_ascii_case(settings.text("node_name")) {
+            problem(
+                "replication_peer",
+                format!("replication_peer names {name}, which is this node"),
+            );
+        } else if seen.iter().any(|other| other.eq_ignore_ascii_case(name)) {
+            problem("replication_peer", format!("replication_peer names {name} twice"));
+        }
+        seen.push(name);
+    }
 }
 
 fn not_yet(settings: &Settings, name: &str, has: &str) -> Problem {

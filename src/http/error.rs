@@ -25,6 +25,12 @@ pub enum ApiError {
     Method(&'static str),
     /// No key, or none of this channel's.
     Unauthorized,
+    /// No peer's token, or a wrong one.
+    PeerUnauthorized,
+    /// A parameter that cannot be read.
+    Parameter(String),
+    /// The storage keeps nothing that can be read by identity.
+    NoEventStore,
     /// Larger than `max_body_bytes`.
     TooLarge(usize),
     /// A `Content-Encoding` that is not known.
@@ -96,6 +102,18 @@ impl ApiError {
                 StatusCode::UNAUTHORIZED,
                 "unauthorized",
                 "send the channel's key as 'Authorization: Bearer <key>'".to_owned(),
+            ),
+            Self::PeerUnauthorized => (
+                StatusCode::UNAUTHORIZED,
+                "unauthorized",
+                "send replication_token as 'X-Replicon-Token: <token>'".to_owned(),
+            ),
+            Self::Parameter(why) => (StatusCode::BAD_REQUEST, "bad_parameter", why.clone()),
+            Self::NoEventStore => (
+                StatusCode::NOT_FOUND,
+                "no_event_store",
+                "this node's storage_backend cannot serve peers: sqlite, postgres and mysql can"
+                    .to_owned(),
             ),
             Self::TooLarge(most) => (
                 StatusCode::PAYLOAD_TOO_LARGE,

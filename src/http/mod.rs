@@ -7,6 +7,7 @@ mod conn;
 mod error;
 mod ingest;
 mod operator;
+mod peer;
 mod server;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use tower_service::Service;
 
 pub use body::{BodyLimits, Inflight};
 pub use conn::Deadlines;
+pub use peer::Peers;
 pub use server::{Limits, Server};
 
 use crate::channel::Registry;
@@ -43,6 +45,8 @@ pub struct App {
     pub body_limits: BodyLimits,
     /// What they take now.
     pub inflight: Arc<Inflight>,
+    /// What peers are served.
+    pub peers: Peers,
 }
 
 /// The route table, with the route of the clients apart: it is on the path of every event, and a
@@ -64,6 +68,9 @@ impl Routes {
             .route("/livez", get(operator::livez).fallback(operator::only_get))
             .route("/readyz", get(operator::readyz).fallback(operator::only_get))
             .route("/metrics", get(operator::metrics).fallback(operator::only_get))
+            .route("/internal/events", get(peer::events).fallback(operator::only_get))
+            .route("/internal/changes", get(peer::changes).fallback(operator::only_get))
+            .route("/internal/schema", get(peer::schema).fallback(operator::only_get))
             .fallback(operator::not_found)
             .with_state(app.clone());
         Self { app, operator }

@@ -22,6 +22,7 @@ mod pull_simulator;
 mod readme;
 mod recovery;
 mod redis;
+mod replication;
 mod schema_command;
 mod script;
 mod slow;

@@ -4,7 +4,7 @@
 //! Here stands what the modules share: what is posted to a node, and what is read out of its tables
 //! by the database's own client, as an operator would.
 
-mod site;
+pub(crate) mod site;
 
 mod bad;
 mod kills;

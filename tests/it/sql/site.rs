@@ -30,11 +30,11 @@ macro_rules! on_each {
         }
     };
 }
-pub(super) use on_each;
+pub(crate) use on_each;
 
 /// Which database it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Sqlite,
     Postgres,
     MariaDb,
@@ -42,7 +42,7 @@ pub(super) enum Kind {
 }
 
 /// A database server.
-pub(super) enum Server {
+pub(crate) enum Server {
     Postgres(Postgres),
     Mysql(Mysql),
 }
@@ -68,7 +68,7 @@ impl Server {
     }
 
     /// What a node is told of a database at that address.
-    pub(super) fn settings(&self, dsn: &str) -> Vec<String> {
+    pub(crate) fn settings(&self, dsn: &str) -> Vec<String> {
         let name = match self {
             Self::Postgres(_) => "postgres",
             Self::Mysql(_) => "mysql",
@@ -77,12 +77,12 @@ impl Server {
     }
 
     /// Makes a database; how a node reaches it.
-    pub(super) fn database(&self, name: &str) -> String {
+    pub(crate) fn database(&self, name: &str) -> String {
         each!(self, server => server.database(name))
     }
 
     /// How a node reaches a database.
-    pub(super) fn dsn(&self, database: &str) -> String {
+    pub(crate) fn dsn(&self, database: &str) -> String {
         each!(self, server => server.dsn(database))
     }
 
@@ -94,73 +94,73 @@ impl Server {
     }
 
     /// Runs SQL as the superuser, in a database that no node uses.
-    pub(super) fn admin(&self, text: &str) -> String {
+    pub(crate) fn admin(&self, text: &str) -> String {
         each!(self, server => server.admin(text))
     }
 
     /// Ends every session of the nodes; how many there were.
-    pub(super) fn end_sessions(&self) -> usize {
+    pub(crate) fn end_sessions(&self) -> usize {
         each!(self, server => server.end_sessions())
     }
 
-    pub(super) fn runs(&self) -> bool {
+    pub(crate) fn runs(&self) -> bool {
         each!(self, server => server.runs())
     }
 
-    pub(super) fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         each!(self, server => server.kill());
     }
 
-    pub(super) fn stop_orderly(&mut self) {
+    pub(crate) fn stop_orderly(&mut self) {
         each!(self, server => server.stop_orderly());
     }
 
-    pub(super) fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         each!(self, server => server.restart());
     }
 
-    pub(super) fn pause(&self) {
+    pub(crate) fn pause(&self) {
         each!(self, server => server.pause());
     }
 
-    pub(super) fn resume(&self) {
+    pub(crate) fn resume(&self) {
         each!(self, server => server.resume());
     }
 }
 
 /// A directory for a node, and the database that it writes to.
-pub(super) struct Site {
+pub(crate) struct Site {
     dir: TempDir,
     /// Without one it is SQLite.
     server: Option<Server>,
 }
 
 impl Site {
-    pub(super) fn sqlite() -> Self {
+    pub(crate) fn sqlite() -> Self {
         Self { dir: tempfile::tempdir().unwrap(), server: None }
     }
 
-    pub(super) fn postgres() -> Self {
+    pub(crate) fn postgres() -> Self {
         Self::on(Server::Postgres(Postgres::start()))
     }
 
-    pub(super) fn postgres_over_tcp() -> Self {
+    pub(crate) fn postgres_over_tcp() -> Self {
         Self::on(Server::Postgres(Postgres::start_on_tcp()))
     }
 
-    pub(super) fn mariadb() -> Self {
+    pub(crate) fn mariadb() -> Self {
         Self::on(Server::Mysql(Mysql::start(mysql::Kind::MariaDb)))
     }
 
-    pub(super) fn mariadb_over_tcp() -> Self {
+    pub(crate) fn mariadb_over_tcp() -> Self {
         Self::on(Server::Mysql(Mysql::start_on_tcp(mysql::Kind::MariaDb)))
     }
 
-    pub(super) fn mysql() -> Self {
+    pub(crate) fn mysql() -> Self {
         Self::on(Server::Mysql(Mysql::start(mysql::Kind::MySql)))
     }
 
-    pub(super) fn mysql_over_tcp() -> Self {
+    pub(crate) fn mysql_over_tcp() -> Self {
         Self::on(Server::Mysql(Mysql::start_on_tcp(mysql::Kind::MySql)))
     }
 
@@ -169,24 +169,24 @@ impl Site {
         Self { dir: tempfile::tempdir().unwrap(), server: Some(server) }
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    pub(super) fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> Kind {
         self.server.as_ref().map_or(Kind::Sqlite, Server::kind)
     }
 
-    pub(super) fn server(&self) -> &Server {
+    pub(crate) fn server(&self) -> &Server {
         self.server.as_ref().unwrap()
     }
 
-    pub(super) fn server_mut(&mut self) -> &mut Server {
+    pub(crate) fn server_mut(&mut self) -> &mut Server {
         self.server.as_mut().unwrap()
     }
 
     /// The server of a site that has MariaDB or MySQL.
-    pub(super) fn mysql_server(&self) -> &Mysql {
+    pub(crate) fn mysql_server(&self) -> &Mysql {
         match self.server() {
             Server::Mysql(server) => server,
             Server::Postgres(_) => panic!("this is PostgreSQL"),
@@ -194,7 +194,7 @@ impl Site {
     }
 
     /// What a node is told of its storage.
-    pub(super) fn settings(&self) -> Vec<String> {
+    pub(crate) fn settings(&self) -> Vec<String> {
         match &self.server {
             Some(server) => server.settings(&server.dsn(DATABASE)),
             None => set(&["storage_backend=sqlite", &format!("storage_sqlite_path={SQLITE}")]),
@@ -202,22 +202,22 @@ impl Site {
     }
 
     /// A node that has started and listens. It may not be ready.
-    pub(super) fn start(&self, more: &[&str]) -> Node {
+    pub(crate) fn start(&self, more: &[&str]) -> Node {
         Node::start(self.path(), &both(&self.settings(), more))
     }
 
     /// A node that is ready.
-    pub(super) fn serving(&self, more: &[&str]) -> Node {
+    pub(crate) fn serving(&self, more: &[&str]) -> Node {
         http::serving(self.path(), &both(&self.settings(), more))
     }
 
     /// Gives the node its channels.
-    pub(super) fn channels(&self, text: &str) {
+    pub(crate) fn channels(&self, text: &str) {
         write(self.path(), "conf/channels.yml", text);
     }
 
     /// Runs SQL; what it prints, columns separated by `|`.
-    pub(super) fn sql(&self, text: &str) -> String {
+    pub(crate) fn sql(&self, text: &str) -> String {
         match &self.server {
             Some(server) => server.sql(text),
             None => sqlite(&self.path().join(SQLITE), text),
@@ -225,7 +225,7 @@ impl Site {
     }
 
     /// A query whose rows are one JSON object each.
-    pub(super) fn objects(&self, query: &str) -> Vec<Value> {
+    pub(crate) fn objects(&self, query: &str) -> Vec<Value> {
         let parse = |line: &str| {
             serde_json::from_str::<Value>(line).unwrap_or_else(|e| panic!("{e}: {line}"))
         };
@@ -233,7 +233,7 @@ impl Site {
     }
 
     /// A query for a seq and a number.
-    pub(super) fn pairs(&self, query: &str) -> Vec<Numbered> {
+    pub(crate) fn pairs(&self, query: &str) -> Vec<Numbered> {
         let pair = |line: &str| -> Option<Numbered> {
             let (seq, n) = line.split_once('|')?;
             Some((seq.parse().ok()?, n.parse().ok()?))
@@ -252,13 +252,13 @@ impl Site {
     }
 
     /// Every row of `events_raw`, in order of the seqs, with the `n` of its payload.
-    pub(super) fn numbers(&self) -> Vec<Numbered> {
+    pub(crate) fn numbers(&self) -> Vec<Numbered> {
         let n = self.member("n");
         self.pairs(&format!("SELECT origin_seq, {n} FROM events_raw ORDER BY origin_seq"))
     }
 
     /// The same with the `id` of the payload, as a ledger judges it.
-    pub(super) fn ids(&self) -> Vec<Value> {
+    pub(crate) fn ids(&self) -> Vec<Value> {
         let id = self.member("id");
         let rows =
             self.pairs(&format!("SELECT origin_seq, {id} FROM events_raw ORDER BY origin_seq"));
@@ -267,7 +267,7 @@ impl Site {
     }
 
     /// Its function that makes a JSON object out of names and values.
-    pub(super) fn object(&self) -> &'static str {
+    pub(crate) fn object(&self) -> &'static str {
         match self.kind() {
             Kind::Postgres => "json_build_object",
             Kind::Sqlite | Kind::MariaDb | Kind::MySql => "json_object",
@@ -275,7 +275,7 @@ impl Site {
     }
 
     /// Every row of `events_raw`, in order of the seqs; `received_at` in seconds since 1970.
-    pub(super) fn rows(&self) -> Vec<Value> {
+    pub(crate) fn rows(&self) -> Vec<Value> {
         let object = self.object();
         let (received_at, payload) = match self.kind() {
             Kind::Postgres => ("extract(epoch FROM received_at)::float8", "json_data"),

@@ -6,6 +6,7 @@ pub mod client;
 pub mod ledger;
 pub mod mysql;
 pub mod postgres;
+pub mod proxy;
 pub mod redis;
 pub mod server;
 pub mod sim;
