@@ -33,7 +33,9 @@ fn no_order_of_faults_skips_or_doubles_an_event_and_sets_become_equal() {
         relayed += seen.relayed;
         garbled += seen.garbled;
     }
-    println!("{pages} pages, {crashes} crashes, {lives} new ids, {relayed} relayed rows, {garbled} bad answers");
+    println!(
+        "{pages} pages, {crashes} crashes, {lives} new ids, {relayed} relayed rows, {garbled} bad answers"
+    );
     if std::env::var("TEST_SEED").is_err() {
         // a simulation in which nothing happens proves nothing
         for (what, count) in [

@@ -104,8 +104,7 @@ pub fn channel(of: usize) -> ChannelName {
 }
 
 fn marks_of(log: &[Logged], read: u64, next: u64, base: u64) -> Marks {
-    let waiting: BTreeSet<usize> =
-        log.iter().filter(|e| e.seq > read).map(|e| e.channel).collect();
+    let waiting: BTreeSet<usize> = log.iter().filter(|e| e.seq > read).map(|e| e.channel).collect();
     let end = Seq(log.last().map_or(0, |e| e.seq));
     Marks::new(Start {
         assigned: Seq(next - 1),

@@ -160,7 +160,9 @@ impl World {
                 self.nodes[me].commit(id);
                 self.after(0, 5, Happening::Ack(me, epoch, id));
             }
-            Happening::Ack(me, epoch, id) if self.nodes[me].epoch == epoch => self.nodes[me].ack(id),
+            Happening::Ack(me, epoch, id) if self.nodes[me].epoch == epoch => {
+                self.nodes[me].ack(id)
+            }
             Happening::Turn(me, epoch, key, token) => return self.turn(me, epoch, key, token),
             Happening::Arrives(asked) => self.arrives(asked),
             Happening::Reads(asked, taken) => self.reads(asked, taken),
@@ -305,7 +307,8 @@ impl World {
         let mut sent = bytes;
         if self.chance(3) {
             // one of an earlier request
-            let same: Vec<&Bytes> = old.iter().filter(|(of, _)| *of == life).map(|(_, b)| b).collect();
+            let same: Vec<&Bytes> =
+                old.iter().filter(|(of, _)| *of == life).map(|(_, b)| b).collect();
             let at = self.dice.throw(0, same.len() as u64 - 1) as usize;
             sent = same[at].clone();
         } else if self.chance(3) {
@@ -427,7 +430,10 @@ impl World {
                 let more = node.store.rows.range((of.me, 0)..=(of.me, u64::MAX)).map(|(k, _)| k.1);
                 let mut more = more.filter(|seq| !held.contains(seq));
                 if let Some(seq) = more.find(|seq| !self.lost.contains(&(of.me, *seq))) {
-                    return Some(format!("dc{} has {seq} of dc{}, which never was", node.me, of.me));
+                    return Some(format!(
+                        "dc{} has {seq} of dc{}, which never was",
+                        node.me, of.me
+                    ));
                 }
             }
         }
