@@ -53,8 +53,13 @@ pub async fn open(
             Ok(AnyQueue::Redis(RedisQueue::open(options).await?))
         }
         QueueBackend::File => {
-            if let Ok(redis) = redis_options(config, clock, spine, seconds) {
-                redis::events_left(&redis).await?;
+            match redis_options(config, clock, spine, seconds) {
+                Ok(redis) => redis::events_left(&redis).await?,
+                // nobody can be asked: that matters where something may be left
+                Err(e) if redis::may_be_left(&*OsDisk::shared(), &config.queue.path)? => {
+                    return Err(e);
+                }
+                Err(_) => {}
             }
             Ok(AnyQueue::File(task::blocking(|| FileQueue::open(options)).await?))
         }

@@ -76,4 +76,4 @@ mod shared;
 pub use address::{Address, Options};
 pub use handle::RedisQueue;
 pub use letters::read_all;
-pub use open::{OpenError, events_left, losses, preflight};
+pub use open::{OpenError, events_left, losses, may_be_left, preflight};

@@ -160,7 +160,12 @@ impl<Q: Queue, S: Storage> Worker<'_, Q, S> {
                                 return Some(());
                             }
                         },
-                        Stored::Refused(e) | Stored::Suspect(e) => why = e,
+                        Stored::Refused(e) => why = e,
+                        // an outage is no refusal
+                        Stored::Suspect(e) => {
+                            settled.suspects.push((culprit.clone(), e));
+                            return Some(());
+                        }
                         Stored::Stuck(e) => {
                             settled.stick(alone, &e.to_string());
                             return Some(());
@@ -293,12 +298,23 @@ impl<Q: Queue, S: Storage> Worker<'_, Q, S> {
                     Ok(()) => return Some(()),
                     Err(DeadLetterError::Again { .. }) => {
                         unless_stopped(stop, crate::task::sleep(TRY_AGAIN)).await?;
-                        if let Stored::Yes(again) = self.store(&part, stop).await? {
-                            if again.is_empty() {
+                        match self.store(&part, stop).await? {
+                            Stored::Yes(again) if again.is_empty() => return Some(()),
+                            Stored::Yes(again) => {
+                                refused = again;
+                                continue;
+                            }
+                            Stored::Refused(_) => {}
+                            // an outage is no refusal
+                            Stored::Stuck(e) => {
+                                settled.stick(&part, &e.to_string());
                                 return Some(());
                             }
-                            refused = again;
-                            continue;
+                            Stored::Suspect(e) => {
+                                let suspects = part.iter().map(|event| (event.clone(), e.clone()));
+                                settled.suspects.extend(suspects);
+                                return Some(());
+                            }
                         }
                     }
                     Err(_) => {}

@@ -179,7 +179,8 @@ fn together(shared: &Shared, link: &Link, held: &[Held], trim: bool) -> Cmd {
     };
     let args = 5 + 3 * channels.len() + tried.len() + held.len();
     let mut call = link.scripts.call(Script::Ack, args, 20 * args);
-    call.arg(&*link.run).arg(&shared.keys.group).arg(u8::from(trim).to_string());
+    let needed = if trim { lock(&shared.leases).first_unacked().0 } else { 0 };
+    call.arg(&*link.run).arg(&shared.keys.group).arg(needed);
     call.arg(channels.len());
     for (channel, load) in channels {
         call.arg(channel.as_str()).arg(load.events).arg(load.bytes);

@@ -41,6 +41,8 @@ struct Flight {
     said: Option<Result<Reply, Broken>>,
     synced: Option<Result<Reply, Broken>>,
     sent_at: Duration,
+    /// The last seq of its group: an answer is nobody else's.
+    last: Seq,
 }
 
 impl Flight {
@@ -124,8 +126,8 @@ impl Appender {
         let mut flights: VecDeque<Flight> = VecDeque::new();
         let most = if link.wait_aof { 1 } else { UNDER_WAY };
         let mut last = link.last;
-        for command in self.again(link, &mut last) {
-            flights.push_back(self.send(link, command).await);
+        for (command, end) in self.again(link, &mut last) {
+            flights.push_back(self.send(link, command, end).await);
         }
         // a group that was refused has made those behind it follow nothing: first they come back
         let mut followed = true;
@@ -141,6 +143,11 @@ impl Appender {
             let sent_at = flights.front().map_or(Duration::MAX, |flight| flight.sent_at);
             tokio::select! {
                 biased;
+                // what another link has settled is not decided here once more
+                () = self.given_up(link.epoch) => {
+                    let why = self.shared.why_broken(link.epoch).unwrap_or_default();
+                    return Err(Broken::Silent(why));
+                }
                 () = front(&mut flights), if !flights.is_empty() => {
                     let Some(flight) = flights.pop_front() else { continue };
                     followed &= self.decide(link, flight)?;
@@ -148,7 +155,7 @@ impl Appender {
                 () = self.shared.inbox.wait(), if free => {
                     self.note_seen();
                     if let Some((command, end)) = self.next_group(link, last).await {
-                        flights.push_back(self.send(link, command).await);
+                        flights.push_back(self.send(link, command, end).await);
                         last = end;
                     }
                 }
@@ -156,20 +163,16 @@ impl Appender {
                     let late = self.patience(link).as_millis();
                     return Err(Broken::Silent(format!("Redis has not answered within {late} ms")));
                 }
-                () = self.given_up(link.epoch) => {
-                    let why = self.shared.why_broken(link.epoch).unwrap_or_default();
-                    return Err(Broken::Silent(why));
-                }
             }
         }
     }
 
     /// What is undecided, to be sent again in order; `last` is the last seq of it.
-    fn again(&self, link: &Link, last: &mut Seq) -> Vec<Cmd> {
+    fn again(&self, link: &Link, last: &mut Seq) -> Vec<(Cmd, Seq)> {
         let undecided = lock(&self.shared.undecided);
         let one = |group: &Group| {
             let before = std::mem::replace(last, group.last);
-            Self::command(link, group, before)
+            (Self::command(link, group, before), group.last)
         };
         undecided.iter().map(one).collect()
     }
@@ -250,7 +253,7 @@ impl Appender {
     }
 
     /// Sends a script and starts its journey: what is sent first is carried out first.
-    async fn send(&self, link: &Link, command: Cmd) -> Flight {
+    async fn send(&self, link: &Link, command: Cmd, last: Seq) -> Flight {
         let sync = link.wait_aof.then(|| -> Asking {
             let mut wait = redis::cmd("WAITAOF");
             wait.arg(1).arg(0).arg(self.shared.options.timeout.as_millis().to_string());
@@ -262,6 +265,7 @@ impl Appender {
             said: None,
             synced: None,
             sent_at: self.shared.now(),
+            last,
         };
         poll_fn(|cx| {
             flight.poll(cx);
@@ -287,8 +291,12 @@ impl Appender {
     fn decide(&mut self, link: &Link, flight: Flight) -> Result<bool, Broken> {
         let took = self.shared.now().saturating_sub(flight.sent_at);
         self.shared.options.append_seconds.observe(took.as_secs_f64());
+        let last = flight.last;
         let outcome = self.read(link, flight)?;
-        let Some(group) = lock(&self.shared.undecided).pop_front() else { return Ok(true) };
+        let group = lock(&self.shared.undecided).pop_front_if(|group| group.last == last);
+        let Some(group) = group else {
+            return Err(Broken::Silent("another connection has settled what it sent".to_owned()));
+        };
         match outcome {
             Outcome::Stored(synced) => {
                 self.shared.stored(group, &synced);

@@ -23,6 +23,8 @@ use crate::task;
 const FIRST_BACKOFF: Duration = Duration::from_millis(20);
 /// The link is back within 5 s of Redis.
 const MAX_BACKOFF: Duration = Duration::from_secs(1);
+/// A link that held for so long was a good one.
+const STEADY: Duration = Duration::from_secs(1);
 /// Every script looks whether something is lost; where none runs, this one does.
 const BEAT_EVERY: Duration = Duration::from_secs(2);
 /// Every so many beats the group is looked into for what others have taken.
@@ -52,12 +54,14 @@ pub(super) struct Keeper {
     /// The stream was had at least once.
     met: bool,
     warned: bool,
+    /// Entries were claimed back: all that is pending is read again with the next link.
+    reread: bool,
     names: Names,
 }
 
 impl Keeper {
     pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, epoch: 0, met: false, warned: false, names: Names::default() }
+        Self { shared, epoch: 0, met: false, warned: false, reread: false, names: Names::default() }
     }
 
     /// Runs until the queue is over.
@@ -66,8 +70,15 @@ impl Keeper {
         while *self.shared.stage.borrow() < Stage::Over {
             match self.meet().await {
                 Ok(link) => {
-                    backoff = FIRST_BACKOFF;
+                    let had = self.shared.now();
                     let why = self.look_after(&link).await;
+                    if self.shared.now().saturating_sub(had) > STEADY {
+                        backoff = FIRST_BACKOFF;
+                    } else if why.is_some() {
+                        // what breaks at once would break for ever, as fast as it can
+                        task::sleep(backoff).await;
+                        backoff = (backoff * 2).min(MAX_BACKOFF);
+                    }
                     self.shared.link.send_replace(None);
                     self.shared.more.notify_waiters();
                     if let Some(why) = why {
@@ -132,8 +143,10 @@ impl Keeper {
         shared.settle_up_to(claimed.last, &synced);
         self.take_note(&claimed, &server, wait_aof);
         let (parked, gathered) = claim::gather(&shared, &link).await?;
+        self.reread |= gathered > 0;
         if self.met {
-            shared.reading.lock().await.restart(epoch, gathered > 0);
+            shared.reading.lock().await.restart(epoch, self.reread);
+            self.reread = false;
             loss::while_up(&shared, &link, &claimed).await?;
             link.last = shared.confirmed().max(claimed.last);
         } else {
@@ -215,7 +228,7 @@ impl Keeper {
                 return Some(why);
             }
             let now = shared.now();
-            if now >= note_at {
+            if now >= note_at && *stage.borrow() == Stage::Runs {
                 note(&shared, false).await;
                 note_at = shared.now() + NOTE_EVERY;
             }
@@ -265,6 +278,7 @@ impl Keeper {
         if gather {
             let (_, gathered) = claim::gather(&shared, link).await?;
             if gathered > 0 {
+                self.reread = true;
                 return Err(Broken::Odd("another consumer had taken entries".to_owned()));
             }
         }

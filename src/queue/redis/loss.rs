@@ -18,8 +18,10 @@ use crate::event::{ChannelName, Name, Seq};
 use crate::queue::accounts::{Load, Outcome};
 use crate::task;
 
-/// How many entries are counted by one script: while it runs, Redis does nothing else.
-const COUNTED: usize = 2000;
+/// How many entries are counted by one script, and bytes of payload: while it runs, Redis does nothing
+/// else, and holds all of them.
+const COUNTED: u64 = 2000;
+const COUNTED_BYTES: u64 = 4 << 20;
 /// How many are looked for at once.
 const LOOKED_FOR: usize = 1000;
 
@@ -31,7 +33,7 @@ pub(super) async fn look_at_start(link: &Link, claimed: &Claimed) -> Result<Opti
     if claimed.len >= claimed.total {
         return Ok(None);
     }
-    count_all(link).await.map(Some)
+    count_all(link, claimed.biggest).await.map(Some)
 }
 
 /// What the stream holds is recovered, and what it lacks is lost. `now` is what it was found to hold.
@@ -99,9 +101,13 @@ pub(super) async fn while_up(
     let delivered = reader.delivered();
     let mut held = lock(&shared.leases).all_held();
     held.extend(reader.ahead().map(Held::of));
-    let recounted = if claimed.len < claimed.total { Some(count_all(link).await?) } else { None };
+    let recounted = if claimed.len < claimed.total {
+        Some(count_all(link, claimed.biggest).await?)
+    } else {
+        None
+    };
     let now = recounted.clone().unwrap_or_else(|| claimed.channels.iter().cloned().collect());
-    let below = count(link, EntryId::default(), delivered).await?;
+    let below = count(link, EntryId::default(), delivered, claimed.biggest).await?;
     let there = loads(&those_there(link, &held).await?);
     let aside = aside(shared, link, delivered).await?;
     let in_hand = loads(&held);
@@ -221,7 +227,8 @@ async fn aside(shared: &Shared, link: &Link, delivered: EntryId) -> Result<Loads
         let load = match oldest {
             Some(oldest) => {
                 let from = EntryId { first: oldest.0.saturating_sub(1), second: u64::MAX };
-                count(link, from, delivered).await?.remove(&channel).unwrap_or_default()
+                let biggest = lock(&shared.view).biggest;
+                count(link, from, delivered, biggest).await?.remove(&channel).unwrap_or_default()
             }
             None => Load::default(),
         };
@@ -230,13 +237,14 @@ async fn aside(shared: &Shared, link: &Link, delivered: EntryId) -> Result<Loads
     Ok(all)
 }
 
-/// What stands in the stream behind `from` and up to `to`.
-async fn count(link: &Link, from: EntryId, to: EntryId) -> Result<Loads, Broken> {
+/// What stands in the stream behind `from` and up to `to`; its longest payload is `biggest`.
+async fn count(link: &Link, from: EntryId, to: EntryId, biggest: u64) -> Result<Loads, Broken> {
+    let most = (COUNTED_BYTES / biggest.max(1)).clamp(1, COUNTED);
     let mut all = Loads::new();
     let mut behind = from.to_string();
     loop {
         let mut call = link.scripts.call(Script::Count, 4, 128);
-        call.arg(format!("({behind}")).arg(to.to_string()).arg(COUNTED).arg(OVERHEAD);
+        call.arg(format!("({behind}")).arg(to.to_string()).arg(most).arg(OVERHEAD);
         let mut said = link.work.ask(&call).await?.list()?.into_iter();
         behind = next(&mut said)?.text()?;
         // of other programs
@@ -255,10 +263,10 @@ async fn count(link: &Link, from: EntryId, to: EntryId) -> Result<Loads, Broken>
     }
 }
 
-async fn count_all(link: &Link) -> Result<Loads, Broken> {
+async fn count_all(link: &Link, biggest: u64) -> Result<Loads, Broken> {
     tracing::warn!("the stream holds less than is counted beside it: it is counted anew");
     let end = EntryId { first: u64::MAX, second: u64::MAX };
-    count(link, EntryId::default(), end).await
+    count(link, EntryId::default(), end, biggest).await
 }
 
 /// Puts what was counted in place of the counts beside the stream.

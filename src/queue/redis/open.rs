@@ -260,6 +260,10 @@ pub async fn events_left(options: &Options) -> Result<(), OpenError> {
         return Ok(());
     }
     let place = format!("{} (database and stream {})", options.shown(), book.record.place);
+    if !book.record.place.is_empty() && book.record.place != options.place() {
+        let why = format!("queue_redis_* names {} now, where they were not left", options.place());
+        return Err(OpenError::Unasked { place, why, path });
+    }
     match ours(options).await {
         Err(why) => Err(OpenError::Unasked { place, why: why.to_string(), path }),
         Ok(0) => {
@@ -272,11 +276,26 @@ pub async fn events_left(options: &Options) -> Result<(), OpenError> {
     }
 }
 
+/// Whether a node that is now on the file log may have left events in Redis, as far as its own book
+/// says.
+///
+/// # Errors
+/// [`OpenError`] where that cannot be read.
+pub fn may_be_left(disk: &dyn crate::fsx::Disk, queue_path: &Path) -> Result<bool, OpenError> {
+    let path = book::path(queue_path);
+    Ok(match Book::find(disk, queue_path).map_err(at(&path))? {
+        FoundBook::Good(book) => !book.record.is_drained(),
+        FoundBook::Absent | FoundBook::Foreign => false,
+    })
+}
+
 /// How many events of this node the stream holds.
 async fn ours(options: &Options) -> Result<u64, Broken> {
     let (wire, keys) = (Wire::open(options).await?, Keys::of(options));
-    if owner(&wire, &keys).await?.is_none_or(|owner| owner != options.origin.as_str()) {
-        return Ok(0);
+    match owner(&wire, &keys).await? {
+        None => return Err(Broken::Odd("no stream of this node stands there".to_owned())),
+        Some(owner) if owner != options.origin.as_str() => return Ok(0),
+        Some(_) => {}
     }
     let mut total = redis::cmd("HGET");
     total.arg(&keys.counts).arg("total");

@@ -61,7 +61,12 @@ impl Default for Reader {
 impl Reader {
     /// With a new link: reads on behind what was read, or with `all` from the beginning.
     pub fn restart(&mut self, epoch: u64, all: bool) {
-        let from = if all { EntryId::default() } else { self.delivered };
+        let from = match self.phase {
+            _ if all => EntryId::default(),
+            // what an earlier link had not read again to the end
+            Phase::Pending(at) => at.min(self.delivered),
+            _ => self.delivered,
+        };
         (self.epoch, self.phase) = (epoch, Phase::Pending(from));
     }
 

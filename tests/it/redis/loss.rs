@@ -85,6 +85,8 @@ fn an_older_state_put_back_under_a_running_node_loses_exactly_what_came_after_it
         ready_within(&node, BACK);
         let report = reported(&node, 50);
         assert!(report.contains(&exactly(&gone)), "{report}");
+        // the loss is told before appends are taken again
+        ready_within(&node, BACK);
         let next = post(&mut client, 250..260);
         assert!(next[0].0 > gone[49].0);
         assert_eq!(count(&node, "queue_depth"), 210);
@@ -105,6 +107,11 @@ fn what_was_stored_and_comes_back_with_an_older_state_is_stored_once() {
     assert_eq!(node.stop().code(), Some(0));
     let node = site.serving(&[]);
     drained(&node);
+    let empty = || {
+        let left: u64 = site.redis.ask(&["XLEN", STREAM]);
+        if left == 0 { Ok(()) } else { Err(format!("{left} entries")) }
+    };
+    wait_until(BACK, "a stream that holds nothing any more", empty);
     site.redis.kill();
     site.redis.put_back_aof(&kept);
     site.redis.restart();

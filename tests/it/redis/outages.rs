@@ -89,3 +89,27 @@ fn an_outage_of_the_storage_counts_no_attempt_and_gives_nothing_up() {
     assert_eq!((count(&node, "dead_letter_total"), count(&node, "lost_total")), (0, 0));
     assert_eq!(site.numbers(), told);
 }
+
+/// At its `maxmemory` a server takes nothing new; what it holds drains, and makes room.
+#[test]
+fn a_full_redis_refuses_appends_and_still_drains() {
+    let site = Site::sqlite(Redis::start(Kind::Redis));
+    let node = site.serving(&["--set", "writer_enabled=false"]);
+    let told = post(&mut node.client(), 0..500);
+    assert_eq!(node.stop().code(), Some(0));
+    let _: String = site.redis.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+    let _: String = site.redis.ask(&["CONFIG", "SET", "maxmemory", "1"]);
+    let node = site.start(&[]);
+    wait_until(Duration::from_secs(20), "a queue that has drained", || {
+        let left: u64 = site.redis.ask(&["XLEN", "replicon:ingest"]);
+        if left == 0 { Ok(()) } else { Err(format!("{left} entries; {}", node.health())) }
+    });
+    assert_eq!(site.numbers(), told);
+    let answer = node.post("{\"n\":1}");
+    assert_eq!((answer.status, &answer.json()["stored"]), (503, &"no".into()), "{}", answer.body);
+    let _: String = site.redis.ask(&["CONFIG", "SET", "maxmemory", "0"]);
+    wait_until(Duration::from_secs(10), "an append", || {
+        let answer = node.post("{\"n\":1}");
+        if answer.status == 202 { Ok(()) } else { Err(answer.body) }
+    });
+}

@@ -1,5 +1,5 @@
 -- Acknowledges, deletes and counts what is resolved.
--- ARGV: run, group, '1' where what lies below may go too, number of channels, then of each name,
+-- ARGV: run, group, the seq below which all may go (0: only these), number of channels, then of each name,
 -- events, bytes; then the number of seqs that were tried more than once, and they; then all seqs, in
 -- rising order.
 local stream, counts, tries = KEYS[1], KEYS[3], KEYS[4]
@@ -29,9 +29,10 @@ end
 each('XACK', 1, stream, ARGV[2])
 
 local deleted, above = 0, 1
-if ARGV[3] == '1' and redis.call('XLEN', stream) == tonumber(told[2] or '0') then
+local needed = tonumber(ARGV[3])
+if needed > 0 and redis.call('XLEN', stream) == tonumber(told[2] or '0') then
   -- up to the oldest entry that anybody still needs
-  local bound = tonumber(ARGV[#ARGV]) + 1
+  local bound = math.min(tonumber(ARGV[#ARGV]) + 1, needed)
   local pending = redis.call('XPENDING', stream, ARGV[2])
   if pending[1] > 0 then
     bound = math.min(bound, tonumber(string.match(pending[2], '^%d+')))

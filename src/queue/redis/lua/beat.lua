@@ -6,6 +6,8 @@ if not told[1] then return {'gone'} end
 if told[1] ~= ARGV[1] then return {'stranger', told[1]} end
 local now = redis.call('TIME')[1]
 if ARGV[2] == '1' then now = '0' end
+-- a first write that a full server takes: it takes the others behind it too
+redis.call('HDEL', owner, '')
 redis.call('HSET', owner, 'beat', now)
 local head = ''
 local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]

@@ -6,6 +6,8 @@ local stream, counts, tries, dlq, states = KEYS[1], KEYS[3], KEYS[4], KEYS[5], K
 local told = redis.call('HMGET', counts, 'run', 'dead_bytes')
 if not told[1] then return {'gone'} end
 if told[1] ~= ARGV[1] then return {'stranger', told[1]} end
+-- a first write that a full server takes: it takes the others behind it too
+redis.call('HDEL', counts, '')
 local enough, least, size = tonumber(ARGV[3]), nil, 0
 local attempts, fresh = {}, {}
 for i = 5, #ARGV - 6, 7 do

@@ -4,6 +4,8 @@ local stream, counts, dlq, states = KEYS[1], KEYS[3], KEYS[5], KEYS[6]
 local told = redis.call('HMGET', counts, 'run', 'dead_bytes')
 if not told[1] then return {'gone'} end
 if told[1] ~= ARGV[1] then return {'stranger', told[1]} end
+-- a first write that a full server takes: it takes the others behind it too
+redis.call('HDEL', counts, '')
 local held, moved = tonumber(told[2] or '0'), 0
 for i = 4, #ARGV do
   local entry = redis.call('XRANGE', stream, ARGV[i], ARGV[i])[1]

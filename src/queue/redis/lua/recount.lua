@@ -4,6 +4,8 @@ local counts = KEYS[3]
 local run = redis.call('HGET', counts, 'run')
 if not run then return {'gone'} end
 if run ~= ARGV[1] then return {'stranger', run} end
+-- a first write that a full server takes: it takes the others behind it too
+redis.call('HDEL', counts, '')
 for _, field in ipairs(redis.call('HKEYS', counts)) do
   if string.find(field, '^[nb]:') then redis.call('HDEL', counts, field) end
 end

@@ -3,6 +3,8 @@ local counts, states = KEYS[3], KEYS[6]
 local run = redis.call('HGET', counts, 'run')
 if not run then return {'gone'} end
 if run ~= ARGV[1] then return {'stranger', run} end
+-- a first write that a full server takes: it takes the others behind it too
+redis.call('HDEL', counts, '')
 local n = 0
 for i = 2, #ARGV do
   local state = redis.call('HGET', states, ARGV[i])
