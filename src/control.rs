@@ -26,6 +26,7 @@ use crate::event::Seq;
 use crate::fsx::parent;
 use crate::queue::AnyQueue;
 use crate::queue::file::dead::Filter;
+use crate::replicate::operate::{Ended, Narrow, Operating, Operation, Tell, Told};
 use crate::task;
 
 /// Connections served at once; more wait in the kernel.
@@ -39,7 +40,9 @@ const MAX_ADDRESS: usize = 107;
 /// Answers on their way.
 const REPLIES: usize = 64;
 
-/// What a node may be asked to change.
+const NO_REPLICATION: &str = "replication is off on this node: set replication_enabled = true, with replication_peer, replication_token and node_name, and restart it";
+
+/// What a node may be asked to show or to change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
@@ -55,6 +58,20 @@ pub enum Request {
         /// Which.
         filter: Filter,
     },
+    /// Show how the peers stand.
+    Peers,
+    /// Try rows in quarantine again, then let stopped channels go on.
+    RetryQuarantined {
+        /// Only of this channel.
+        channel: Option<String>,
+        /// Only of this origin.
+        origin: Option<String>,
+    },
+    /// Put back this node's own events that are missing here.
+    Recover {
+        /// The peer that has them.
+        peer: String,
+    },
 }
 
 /// What is answered, a line each.
@@ -63,10 +80,20 @@ pub enum Request {
 pub enum Reply {
     /// So much of it is done.
     Progress {
-        /// Letters.
+        /// Letters, or rows.
         done: u64,
         /// Of so many.
         of: u64,
+    },
+    /// How a peer stands, as the health answer shows it.
+    Peer {
+        /// The peer with its channels.
+        peer: serde_json::Value,
+    },
+    /// A line for people while the work goes on.
+    Line {
+        /// The line.
+        text: String,
     },
     /// A dead letter was put back.
     Redriven {
@@ -87,6 +114,15 @@ pub enum Reply {
         /// For people.
         text: String,
     },
+}
+
+/// What a process has to carry requests out with.
+#[derive(Clone)]
+pub struct Hands {
+    /// The queue that it holds.
+    pub queue: Arc<AnyQueue>,
+    /// What an operator may ask of replication; nothing where this process does not pull.
+    pub replication: Option<Arc<dyn Operating>>,
 }
 
 /// Why a running node was not asked.
@@ -165,15 +201,15 @@ fn address_of(path: &Path) -> io::Result<(PathBuf, Option<File>)> {
 #[must_use]
 pub fn start(
     queue_path: &Path,
-    queue: &Arc<AnyQueue>,
+    hands: Hands,
     stop: watch::Receiver<bool>,
 ) -> Option<JoinHandle<()>> {
     let path = socket_path(queue_path);
     match Socket::bind(&path) {
-        Ok(socket) => Some(task::spawn(serve(socket, queue.clone(), stop))),
+        Ok(socket) => Some(task::spawn(serve(socket, hands, stop))),
         Err(e) => {
             tracing::warn!(
-                "the control socket {} cannot be made: {e}; this node runs without it, and must be stopped for `replicon log repair --acknowledge`, `replicon dlq retry` and `replicon dlq discard`",
+                "the control socket {} cannot be made: {e}; this node runs without it, and must be stopped for `replicon log repair --acknowledge`, `replicon dlq retry` and `replicon dlq discard`; `replicon peers` and `replicon recover` do not reach it",
                 path.display()
             );
             None
@@ -182,7 +218,7 @@ pub fn start(
 }
 
 /// Answers until `stop` is true, and then ends what is under way, as far as it ends soon.
-pub async fn serve(socket: Socket, queue: Arc<AnyQueue>, mut stop: watch::Receiver<bool>) {
+pub async fn serve(socket: Socket, hands: Hands, mut stop: watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS as usize));
     loop {
         let next = async {
@@ -195,9 +231,9 @@ pub async fn serve(socket: Socket, queue: Arc<AnyQueue>, mut stop: watch::Receiv
         };
         match accepted {
             Ok((stream, _)) => {
-                let queue = queue.clone();
+                let hands = hands.clone();
                 task::spawn(async move {
-                    converse(stream, &queue).await;
+                    converse(stream, &hands).await;
                     drop(place);
                 });
             }
@@ -217,7 +253,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 /// One connection: one request, and its answer.
-async fn converse(stream: UnixStream, queue: &Arc<AnyQueue>) {
+async fn converse(stream: UnixStream, hands: &Hands) {
     let (reading, mut writing) = stream.into_split();
     let request = tokio::time::timeout(DEADLINE, read_request(reading)).await;
     match request.unwrap_or_else(|_| Err("no request came in time".to_owned())) {
@@ -231,7 +267,7 @@ async fn converse(stream: UnixStream, queue: &Arc<AnyQueue>) {
                     }
                 }
             };
-            tokio::join!(execute(queue, request, replies), answer);
+            tokio::join!(execute(hands, request, replies), answer);
         }
         Err(text) => {
             let _ = write_line(&mut writing, &Reply::Failed { text }).await;
@@ -265,10 +301,19 @@ fn line_of(message: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-/// Carries out a request on a queue that this process holds. It goes on to its end though nobody hears
-/// the replies: whoever asked may have gone, and half of it would be worse.
-pub async fn execute(queue: &Arc<AnyQueue>, request: Request, replies: mpsc::Sender<Reply>) {
+/// Carries out a request with what this process holds. It goes on to its end though nobody hears the
+/// replies: whoever asked may have gone, and half of it would be worse.
+pub async fn execute(hands: &Hands, request: Request, replies: mpsc::Sender<Reply>) {
+    let Hands { queue, replication } = hands;
     let result = match (&**queue, request) {
+        (_, Request::Peers) => peers(replication.as_deref(), &replies).await,
+        (_, Request::RetryQuarantined { channel, origin }) => {
+            let narrow = Narrow { channel, origin };
+            operate(replication.as_deref(), &replies, |all, tell| all.retry(narrow, tell)).await
+        }
+        (_, Request::Recover { peer }) => {
+            operate(replication.as_deref(), &replies, |all, tell| all.recover(peer, tell)).await
+        }
         (AnyQueue::Memory(_), _) => Err("this node's queue is no log on disk".to_owned()),
         (_, Request::AcknowledgeDamage) => acknowledge(queue.clone()).await,
         (_, Request::RetryDead { filter }) => retry(queue, &filter, &replies).await,
@@ -284,6 +329,37 @@ pub async fn execute(queue: &Arc<AnyQueue>, request: Request, replies: mpsc::Sen
         Err(text) => Reply::Failed { text },
     };
     let _ = replies.send(last).await;
+}
+
+/// Tells how every peer stands.
+async fn peers(replication: Option<&dyn Operating>, replies: &mpsc::Sender<Reply>) -> Ended {
+    let peers = replication.ok_or(NO_REPLICATION)?.peers();
+    for peer in &peers {
+        let peer = serde_json::to_value(peer).map_err(|e| e.to_string())?;
+        let _ = replies.send(Reply::Peer { peer }).await;
+    }
+    Ok((peers.len() as u64, format!("{} peers", peers.len())))
+}
+
+/// Has replication do something, and passes on what it tells meanwhile.
+async fn operate(
+    replication: Option<&dyn Operating>,
+    replies: &mpsc::Sender<Reply>,
+    begin: impl FnOnce(&dyn Operating, Tell) -> Operation<'_>,
+) -> Ended {
+    let (tell, mut told) = mpsc::channel(REPLIES);
+    // its end of the channel goes with the work
+    let work = begin(replication.ok_or(NO_REPLICATION)?, tell);
+    let passing = async {
+        while let Some(told) = told.recv().await {
+            let reply = match told {
+                Told::Progress { done, of } => Reply::Progress { done, of },
+                Told::Line(text) => Reply::Line { text },
+            };
+            let _ = replies.send(reply).await;
+        }
+    };
+    tokio::join!(work, passing).0
 }
 
 fn letters(n: u64) -> String {
@@ -395,7 +471,8 @@ pub async fn here(queue: &Arc<AnyQueue>, request: Request, hear: &mut (dyn FnMut
             hear(reply);
         }
     };
-    tokio::join!(execute(queue, request, replies), hearing);
+    let hands = Hands { queue: queue.clone(), replication: None };
+    tokio::join!(execute(&hands, request, replies), hearing);
 }
 
 #[cfg(test)]
@@ -406,9 +483,10 @@ mod tests {
     use crate::queue::accounts::Ceilings;
     use crate::queue::memory::MemoryQueue;
 
-    fn queue() -> Arc<AnyQueue> {
+    fn hands() -> Hands {
         let most = Ceilings { max_events: 10, max_bytes: 1 << 20, channel_share: 1.0 };
-        Arc::new(AnyQueue::Memory(MemoryQueue::new(most, Clock::manual(Micros(0)))))
+        let queue = AnyQueue::Memory(MemoryQueue::new(most, Clock::manual(Micros(0))));
+        Hands { queue: Arc::new(queue), replication: None }
     }
 
     async fn ask(path: &Path, bytes: &[u8]) -> String {
@@ -425,12 +503,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = socket_path(&dir.path().join("ingest.log"));
         let (stop, stopping) = watch::channel(false);
-        let serving = task::spawn(serve(Socket::bind(&path).unwrap(), queue(), stopping));
+        let serving = task::spawn(serve(Socket::bind(&path).unwrap(), hands(), stopping));
         let long = [b"\"".repeat(MAX_REQUEST + 1), b"\n".to_vec()].concat();
-        let requests: [(&[u8], &str); 4] = [
+        let requests: [(&[u8], &str); 7] = [
             (b"{\"delete_everything\":{}}\n", "of one version"),
             (b"\n", "not understood"),
             (b"\"acknowledge_damage\"\n", "no log on disk"),
+            (b"\"peers\"\n", "replication is off"),
+            (b"{\"retry_quarantined\":{}}\n", "replication is off"),
+            (b"{\"recover\":{\"peer\":\"dc2\"}}\n", "replication is off"),
             (&long, "longer than 65536"),
         ];
         for (request, word) in requests {
@@ -449,7 +530,7 @@ mod tests {
         std::fs::create_dir(&deep).unwrap();
         let path = deep.join("replicon.sock");
         let (_stop, stopping) = watch::channel(false);
-        let serving = task::spawn(serve(Socket::bind(&path).unwrap(), queue(), stopping));
+        let serving = task::spawn(serve(Socket::bind(&path).unwrap(), hands(), stopping));
         let mut last = None;
         call(&path, &Request::AcknowledgeDamage, &mut |reply| last = Some(reply)).await.unwrap();
         assert!(matches!(last, Some(Reply::Failed { .. })), "{last:?}");

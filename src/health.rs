@@ -11,6 +11,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::clock::Clock;
+use crate::life::History;
 use crate::queue::{AnyQueue, Queue, QueueStats};
 use crate::replicate::status::{Board, PeerStatus};
 
@@ -19,8 +20,6 @@ use crate::replicate::status::{Board, PeerStatus};
 pub struct Facts {
     /// `node_name`.
     pub node: String,
-    /// One unbroken history of this node.
-    pub node_id: String,
     /// Worker threads.
     pub threads: usize,
     /// `file` or `redis`.
@@ -44,6 +43,8 @@ pub struct Looked {
     pub trouble: watch::Receiver<Option<String>>,
     /// What the database server says.
     pub server: Box<ServerFacts>,
+    /// By which id this node goes.
+    pub history: Arc<History>,
     /// How each peer stands; `None` where nothing is pulled.
     pub peers: Option<Arc<Board>>,
 }
@@ -135,6 +136,12 @@ impl Health {
         self.queue.stats().refusing
     }
 
+    /// How each peer stands; none where nothing is pulled.
+    #[must_use]
+    pub fn peers(&self) -> Vec<PeerStatus> {
+        self.looked.peers.as_ref().map(|board| board.snapshot()).unwrap_or_default()
+    }
+
     /// The counts, of one moment.
     #[must_use]
     pub fn queue_stats(&self) -> QueueStats {
@@ -152,7 +159,7 @@ impl Health {
         let now = self.clock.wall().0;
         let age = |at: i64| (now - at).max(0) as f64 / 1e6;
         let facts = self.facts.clone();
-        let Looked { trouble, server, peers } = &self.looked;
+        let Looked { trouble, server, peers, .. } = &self.looked;
         let trouble = trouble.borrow().clone();
         // what the storage says comes first: it may be why appends are refused
         let last_error = trouble.clone().or_else(|| stats.refusing.clone());
@@ -173,7 +180,7 @@ impl Health {
             status,
             version: env!("CARGO_PKG_VERSION"),
             node: facts.node,
-            node_id: facts.node_id,
+            node_id: self.looked.history.id(),
             uptime_seconds: self.clock.mono().saturating_sub(self.started).as_secs(),
             gomaxprocs: facts.threads,
             degraded,

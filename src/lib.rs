@@ -57,6 +57,7 @@ pub mod json;
 
 pub mod channel;
 
+pub mod life;
 pub mod seq;
 pub mod watermark;
 

@@ -5,6 +5,7 @@
 pub mod queue;
 mod replication;
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,11 +22,11 @@ use crate::config::{
 use crate::control;
 use crate::fsx::OsDisk;
 use crate::health::{self, Facts, Health};
-use crate::http::{App, BodyLimits, Deadlines, Limits, Routes, Server};
+use crate::http::{App, BodyLimits, Deadlines, Limits, Peers, Routes, Server};
 use crate::ingest::Door;
+use crate::life::History;
 use crate::metrics::Metrics;
 use crate::queue::{AnyQueue, Queue};
-use crate::replicate::serve::Life;
 use crate::seq::Witness;
 use crate::storage::file::FileStorage;
 use crate::storage::noop::NoopStorage;
@@ -97,9 +98,14 @@ impl Node {
         let queue = Arc::new(queue::open(config, &clock, &spine, seconds).await?);
         let storage = Arc::new(open_storage(config, &clock));
         let trouble = Arc::new(watch::channel(None).0);
+        let report = writer::Report {
+            trouble: trouble.clone(),
+            write_seconds: metrics.write_seconds.clone(),
+        };
+        let history = Arc::new(History::new(&queue.node().node_id));
         let workers = config.writer.workers.min(storage.lanes());
         let workers = if config.writer.enabled { workers } else { 0 };
-        let facts = facts(config, &queue, threads, workers);
+        let facts = facts(config, threads, workers);
         let (stop_http, _) = watch::channel(false);
         let (stop_writing, stop) = watch::channel(false);
         let parts = replication::Parts {
@@ -108,53 +114,32 @@ impl Node {
             clock: &clock,
             spine: &spine,
             stop: &stop_writing,
+            history: &history,
+            report: &report,
         };
-        let Replication { life, board, peers } = replication::start(&parts, &storage)?;
+        let Replication { board, peers, operating } = replication::start(&parts, &storage)?;
         let told = storage.clone();
         let looked = health::Looked {
             trouble: trouble.subscribe(),
             server: Box::new(move || told.facts()),
+            history: history.clone(),
             peers: config.replication.enabled.then_some(board),
         };
         let health = Arc::new(Health::new(facts, queue.clone(), looked, clock.clone()));
 
-        let report = writer::Report { trouble, write_seconds: metrics.write_seconds.clone() };
         let limit = writer::batch_limit(config.writer.batch_size, workers);
         let flush = config.writer.flush;
         let orders = Orders { stop, limit, flush, busy: Arc::default() };
-        let write = write(queue.clone(), storage, report, orders, workers, spine.clone(), life);
-        let writing = spine.task("writing", write);
-
-        let app = Arc::new(App {
-            registry: config.channels.clone(),
-            door: Door {
-                queue: queue.clone(),
-                clock: clock.clone(),
-                profile: config.json,
-                enqueue_timeout: config.http.enqueue_timeout,
-            },
-            health: health.clone(),
-            metrics: metrics.clone(),
-            body_limits: BodyLimits {
-                max_body: config.http.max_body_bytes,
-                timeout: config.http.body_timeout,
-                max_inflight: config.http.max_inflight_bytes,
-            },
-            inflight: Arc::default(),
-            peers,
-        });
-        let (addr, http) = match &config.http.listen {
+        let (to, of) = (storage, queue.clone());
+        let writing = Writing { of, to, report, orders, workers, spine: spine.clone(), history };
+        let writing = spine.task("writing", writing.run());
+        let app = app(config, &queue, &health, &metrics, peers, &clock);
+        let (addr, http) = match listen(config, app, clock, metrics, &stop_http).await? {
+            Some((addr, run)) => (Some(addr), Some(spine.task("http", run))),
             None => (None, None),
-            Some(listen) => {
-                let bound = Server::bind(listen, limits(config), clock, metrics).await;
-                let say = |source| StartError::Listen { addr: listen.clone(), source };
-                let server = bound.map_err(say)?;
-                let addr = server.addr().map_err(say)?;
-                let run = server.run(Routes::new(app), stop_http.subscribe());
-                (Some(addr), Some(spine.task("http", run)))
-            }
         };
-        let control = control::start(&config.queue.path, &queue, stop_writing.subscribe());
+        let hands = control::Hands { queue: queue.clone(), replication: operating };
+        let control = control::start(&config.queue.path, hands, stop_writing.subscribe());
         Ok(Self {
             addr,
             queue,
@@ -221,49 +206,101 @@ impl Node {
     }
 }
 
-/// First contact with storage, then the workers, until the node stops.
-async fn write(
-    queue: Arc<AnyQueue>,
-    storage: Arc<AnyStorage>,
+/// What HTTP works with.
+fn app(
+    config: &Config,
+    queue: &Arc<AnyQueue>,
+    health: &Arc<Health>,
+    metrics: &Metrics,
+    peers: Peers,
+    clock: &Clock,
+) -> Arc<App> {
+    Arc::new(App {
+        registry: config.channels.clone(),
+        door: Door {
+            queue: queue.clone(),
+            clock: clock.clone(),
+            profile: config.json,
+            enqueue_timeout: config.http.enqueue_timeout,
+        },
+        health: health.clone(),
+        metrics: metrics.clone(),
+        body_limits: BodyLimits {
+            max_body: config.http.max_body_bytes,
+            timeout: config.http.body_timeout,
+            max_inflight: config.http.max_inflight_bytes,
+        },
+        inflight: Arc::default(),
+        peers,
+    })
+}
+
+/// Binds; where, and what serves from then on. `None` where HTTP is off.
+async fn listen(
+    config: &Config,
+    app: Arc<App>,
+    clock: Clock,
+    metrics: Metrics,
+    stop: &watch::Sender<bool>,
+) -> Result<Option<(SocketAddr, impl Future<Output = ()> + Send + 'static)>, StartError> {
+    let Some(listen) = &config.http.listen else { return Ok(None) };
+    let bound = Server::bind(listen, limits(config), clock, metrics).await;
+    let say = |source| StartError::Listen { addr: listen.clone(), source };
+    let server = bound.map_err(say)?;
+    let addr = server.addr().map_err(say)?;
+    Ok(Some((addr, server.run(Routes::new(app), stop.subscribe()))))
+}
+
+/// Everything between the queue and the storage.
+struct Writing {
+    of: Arc<AnyQueue>,
+    to: Arc<AnyStorage>,
     report: writer::Report,
     orders: Orders,
     workers: usize,
     spine: Spine,
-    life: watch::Sender<Option<Life>>,
-) {
-    let mut stop = orders.stop.clone();
-    let node_id = queue.node_id().to_owned();
-    // a queue on a server that does not answer yet knows neither what it holds nor what is parked
-    tokio::select! {
-        () = queue.met() => {}
-        _ = stop.wait_for(|stop| *stop) => return,
-    }
-    // one position for all channels goes up only, and what is parked has lower seqs
-    if storage.lanes() == 1 && writer::parked_elsewhere(&*queue, &report) {
+    history: Arc<History>,
+}
+
+impl Writing {
+    /// First contact with storage, then the workers, until the node stops.
+    async fn run(self) {
+        let Self { of: queue, to: storage, report, orders, workers, spine, history } = self;
+        let mut stop = orders.stop.clone();
+        // a queue on a server that does not answer yet knows neither what it holds nor what is parked
+        tokio::select! {
+            () = queue.met() => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+        // one position for all channels goes up only, and what is parked has lower seqs
+        if storage.lanes() == 1 && writer::parked_elsewhere(&*queue, &report) {
+            let _ = stop.wait_for(|stop| *stop).await;
+            return;
+        }
+        let contact = || writer::history::contact(&queue);
+        let contact = writer::first_contact(contact, &*storage, &report, &mut stop).await;
+        let Some(last) = contact else { return };
+        history.met();
+        if let Some(last) = last {
+            queue.seen(last, Witness::Own);
+        }
+        tokio::select! {
+            () = queue::make_certain(&queue) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+        let mut running = Vec::new();
+        let aside =
+            writer::run_parked(queue.clone(), storage.clone(), report.clone(), orders.clone());
+        running.extend((workers > 0).then(|| spine.task("writer of parked channels", aside)));
+        for i in 1..=workers {
+            let run = writer::run(queue.clone(), storage.clone(), report.clone(), orders.clone());
+            running.push(spine.task(&format!("writer {i}"), run));
+        }
+        for worker in running {
+            let _ = worker.await;
+        }
         let _ = stop.wait_for(|stop| *stop).await;
-        return;
     }
-    let contact = writer::first_contact(&*queue, &*storage, &node_id, &report, &mut stop).await;
-    let Some(last) = contact else { return };
-    if let Some(last) = last {
-        queue.seen(last, Witness::Own);
-    }
-    tokio::select! {
-        () = queue::make_certain(&queue) => {}
-        _ = stop.wait_for(|stop| *stop) => return,
-    }
-    life.send_replace(Some(Life { id: node_id, since: None }));
-    let mut running = Vec::new();
-    let aside = writer::run_parked(queue.clone(), storage.clone(), report.clone(), orders.clone());
-    running.extend((workers > 0).then(|| spine.task("writer of parked channels", aside)));
-    for i in 1..=workers {
-        let run = writer::run(queue.clone(), storage.clone(), report.clone(), orders.clone());
-        running.push(spine.task(&format!("writer {i}"), run));
-    }
-    for worker in running {
-        let _ = worker.await;
-    }
-    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// The configured storage, unopened.
@@ -367,7 +404,7 @@ fn mysql_options(config: &ServerConfig<MysqlDsn>, largest_event: usize) -> mysql
     }
 }
 
-fn facts(config: &Config, queue: &AnyQueue, threads: usize, workers: usize) -> Facts {
+fn facts(config: &Config, threads: usize, workers: usize) -> Facts {
     let mut degraded = Vec::new();
     if config.channels_fallback {
         degraded
@@ -375,7 +412,6 @@ fn facts(config: &Config, queue: &AnyQueue, threads: usize, workers: usize) -> F
     }
     Facts {
         node: config.node_name.to_string(),
-        node_id: queue.node_id().to_owned(),
         threads,
         queue_backend: match config.queue.backend {
             QueueBackend::File => "file",

@@ -8,6 +8,9 @@
 //! Seqs are shown here by the log thread, after they were given out and before anybody can read their
 //! events, in the same step in which `assigned` moves: so no S can pass an event that is not known
 //! here yet. A seq whose write failed stays above `assigned` until it is void for good.
+//!
+//! A log on a server may come to be known late, and may go back: what was resolved is then read once
+//! more. What S has passed stays passed: such an event does not hold it back again.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -19,7 +22,7 @@ use crate::event::{ChannelName, Seq};
 /// Where a log stands when it is opened.
 #[derive(Clone, Debug, Default)]
 pub struct Start {
-    /// The last seq that may ever have been given out.
+    /// The last seq that is known to have been given out.
     pub assigned: Seq,
     /// Every event at or below it is resolved, or set aside.
     pub read: Seq,
@@ -62,6 +65,8 @@ struct Slot {
 /// The state, without the lock.
 #[derive(Debug)]
 pub struct Marks {
+    /// The log was found; before that nothing is safe.
+    met: bool,
     assigned: Seq,
     /// Up to here readers may read.
     shown: Seq,
@@ -73,6 +78,10 @@ pub struct Marks {
     leases: HashMap<u64, Vec<(ChannelName, Seq)>>,
     base: u64,
     number: u64,
+    /// What `assigned` was when the log was opened.
+    found: Seq,
+    /// The first seq given out since.
+    first: Option<Seq>,
 }
 
 impl Marks {
@@ -81,6 +90,7 @@ impl Marks {
     pub fn new(start: Start) -> Self {
         let Start { assigned, read, end, shown, backlog, parked, base } = start;
         let mut marks = Self {
+            met: true,
             assigned: assigned.max(end),
             shown,
             read,
@@ -89,6 +99,8 @@ impl Marks {
             leases: HashMap::new(),
             base,
             number: base,
+            found: assigned.max(end),
+            first: None,
         };
         for channel in backlog {
             match channel {
@@ -105,6 +117,25 @@ impl Marks {
         marks
     }
 
+    /// Of a log that nobody has met yet: nothing is safe until [`Marks::begin`]. `base` is where the
+    /// numbers of changes begin.
+    #[must_use]
+    pub fn unmet(base: u64) -> Self {
+        Self { met: false, ..Self::new(Start { base, ..Start::default() }) }
+    }
+
+    /// The log was met: as [`Marks::new`]. Who asked for changes before is told that all may have
+    /// gained.
+    pub fn begin(&mut self, start: Start) {
+        let base = start.base.max(self.number + 1);
+        *self = Self::new(Start { base, ..start });
+    }
+
+    /// Up to here any channel may have an unread event that [`Marks::written`] did not show.
+    pub fn uncounted(&mut self, upto: Seq) {
+        self.unknown = self.unknown.max(upto);
+    }
+
     /// These requests stand in the log: channel, first and last seq of each, in rising order. Called
     /// before any reader can see them.
     pub fn written<'a>(&mut self, group: impl Iterator<Item = (&'a ChannelName, Seq, Seq)>) {
@@ -117,12 +148,45 @@ impl Marks {
             }
             slot.last = last;
             self.assigned = self.assigned.max(last);
+            self.first.get_or_insert(first);
         }
     }
 
     /// Every seq below `next` was shown by [`Marks::written`], or is void for good.
     pub fn void_below(&mut self, next: Seq) {
         self.assigned = self.assigned.max(Seq(next.0.saturating_sub(1)));
+        if self.assigned > self.found {
+            self.first.get_or_insert(next);
+        }
+    }
+
+    /// Whether a peer may have come so far with us: up to what was found when the log was opened, and
+    /// from what was given out since. One that stands between them has seen what is gone here.
+    #[must_use]
+    pub fn may_have_shown(&self, seq: Seq) -> bool {
+        // who has not met its log cannot say; an S lies right below the first seq given out until that
+        // is resolved
+        !self.met || seq <= self.found || self.first.is_some_and(|first| seq.next() >= first)
+    }
+
+    /// Up to here everything was leased, set aside, or is resolved.
+    #[must_use]
+    pub fn read_to(&self) -> Seq {
+        self.read
+    }
+
+    /// The channels of which anything is known.
+    #[must_use]
+    pub fn channels(&self) -> Vec<ChannelName> {
+        self.slots.keys().cloned().collect()
+    }
+
+    /// The least S of all channels: everything at or below it is resolved, of whatever channel.
+    #[must_use]
+    pub fn whole(&self) -> Seq {
+        let known = self.slots.keys().map(|channel| self.safe(channel)).min();
+        let others = self.readable();
+        known.map_or(others, |known| known.min(others))
     }
 
     /// Readers may read up to here.
@@ -146,9 +210,32 @@ impl Marks {
         self.passed(through);
     }
 
+    /// As [`Marks::leased`], of events in rising order some of which may have been read before: what
+    /// S has passed does not count again.
+    pub fn leased_again<'a>(
+        &mut self,
+        id: u64,
+        through: Seq,
+        events: impl Iterator<Item = (&'a ChannelName, Seq)>,
+    ) {
+        let read = self.read;
+        // what was not read yet lies above every S of its channel
+        let counts =
+            |(channel, seq): &(&ChannelName, Seq)| *seq > read || *seq > self.safe(channel);
+        let firsts = firsts(events.filter(counts));
+        self.leased(id, through, firsts);
+    }
+
     /// Everything up to here was leased, set aside, or is resolved.
     pub fn passed(&mut self, upto: Seq) {
+        let hidden = self.unknown > self.read;
         self.read = self.read.max(upto);
+        if hidden && self.unknown <= self.read {
+            // what was stored meanwhile shows with this step, of whatever channel
+            self.number += 1;
+            let number = self.number;
+            self.slots.values_mut().for_each(|slot| slot.gained = number);
+        }
     }
 
     /// A lease ended: what it still held is resolved.
@@ -171,6 +258,15 @@ impl Marks {
         slot.parked = Some(slot.parked.map_or(first, |parked| parked.min(first)));
     }
 
+    /// As [`Marks::parked`], of events some of which may have been read before: what S has passed
+    /// does not count again.
+    pub fn parked_again(&mut self, channel: &ChannelName, seqs: impl Iterator<Item = Seq>) {
+        let safe = self.safe(channel);
+        if let Some(first) = seqs.filter(|seq| *seq > safe).min() {
+            self.parked(channel, first);
+        }
+    }
+
     /// What is set aside of the channel is resolved below this seq.
     pub fn parked_to(&mut self, channel: &ChannelName, first: Seq) {
         let slot = self.slot(channel);
@@ -191,18 +287,18 @@ impl Marks {
     #[must_use]
     pub fn safe(&self, channel: &ChannelName) -> Seq {
         let before = |seq: Seq| Seq(seq.0.saturating_sub(1));
-        let Some(slot) = self.slots.get(channel) else {
-            return if self.unknown > self.read { self.read } else { self.assigned };
-        };
-        let mut safe = self.assigned;
+        let mut safe = self.readable();
+        let Some(slot) = self.slots.get(channel) else { return safe };
         if slot.last > self.read {
-            safe = before(slot.unread.max(self.read.next()));
-        }
-        if self.unknown > self.read {
-            safe = safe.min(self.read);
+            safe = safe.min(before(slot.unread.max(self.read.next())));
         }
         let held = slot.leased.first().copied().into_iter().chain(slot.parked);
         held.map(before).fold(safe, Seq::min)
+    }
+
+    /// The largest S of a channel of which nothing is known.
+    fn readable(&self) -> Seq {
+        if self.unknown > self.read { self.read.min(self.assigned) } else { self.assigned }
     }
 
     /// What gained events since that number. A number of another process is not known.
@@ -261,7 +357,16 @@ impl Watermark {
     /// As a log was found.
     #[must_use]
     pub fn new(start: Start) -> Self {
-        let marks = Marks::new(start);
+        Self::of(Marks::new(start))
+    }
+
+    /// Of a log that nobody has met yet: see [`Marks::unmet`].
+    #[must_use]
+    pub fn unmet(base: u64) -> Self {
+        Self::of(Marks::unmet(base))
+    }
+
+    fn of(marks: Marks) -> Self {
         let bell = watch::channel(marks.number).0;
         Self { marks: Mutex::new(marks), bell }
     }

@@ -3,6 +3,7 @@
 //! Does not know which queue, which storage, nor HTTP. Errors of the storage carry the decision;
 //! nothing is matched here but their kind.
 
+pub mod history;
 mod settle;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,20 +63,15 @@ pub fn batch_limit(configured: Option<usize>, workers: usize) -> LeaseLimit {
 }
 
 /// Waits for the first contact with storage; `None` where the node stopped first.
-pub async fn first_contact<Q: Queue, S: Storage>(
-    queue: &Q,
+pub async fn first_contact<S: Storage>(
+    contact: impl Fn() -> Contact,
     storage: &S,
-    node_id: &str,
     report: &Report,
     stop: &mut watch::Receiver<bool>,
 ) -> Option<Option<Seq>> {
-    let contact = |queue: &Q, node_id: &str| Contact {
-        first_unacked: queue.first_unacked(),
-        node_id: node_id.to_owned(),
-    };
     let mut backoff = FIRST_BACKOFF;
     loop {
-        match storage.connect(&contact(queue, node_id)).await {
+        match storage.connect(&contact()).await {
             Ok(last) => {
                 note(report, None);
                 return Some(last);

@@ -69,6 +69,18 @@ impl Channel {
             Mode::Structured(schema) => Some(schema),
         }
     }
+
+    /// Why it cannot be replicated between nodes that are all written to; `None` where it can.
+    #[must_use]
+    pub fn diverges(&self) -> Option<String> {
+        let index = self.schema()?.indexes.iter().find(|index| index.diverges())?;
+        let columns: Vec<&str> = index.columns.iter().map(|(name, _)| name.as_str()).collect();
+        Some(format!(
+            "channel {} has a unique index on ({}): two nodes may accept events that only one of their tables can hold, so it is not replicated; add origin_dc and origin_seq to the index, or make it not unique",
+            self.name,
+            columns.join(", ")
+        ))
+    }
 }
 
 /// Why channels cannot stand side by side.

@@ -104,6 +104,18 @@ pub struct IndexSpec {
     pub columns: Vec<(Ident, bool)>,
 }
 
+/// With these columns no two events share an entry of an index.
+const IDENTITY: [&str; 2] = ["origin_dc", "origin_seq"];
+
+impl IndexSpec {
+    /// Whether two nodes may accept events that only one of their tables can hold.
+    #[must_use]
+    pub fn diverges(&self) -> bool {
+        let holds = |wanted: &str| self.columns.iter().any(|(name, _)| name.as_str() == wanted);
+        self.unique && !IDENTITY.iter().all(|name| holds(name))
+    }
+}
+
 /// The table of a structured channel.
 #[derive(Clone, Debug)]
 pub struct Schema {

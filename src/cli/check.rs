@@ -45,6 +45,10 @@ pub fn run(global: &Global) -> ExitCode {
             eprintln!("warning: {text}");
         }
     }
+    if config.replication.enabled {
+        let diverging = config.channels.all().filter_map(|channel| channel.diverges());
+        problems.extend(diverging.map(|text| Problem::new("channels_file", text)));
+    }
     if problems.is_empty() {
         println!("# the configuration is right");
         return ExitCode::SUCCESS;

@@ -196,7 +196,7 @@ impl Directory {
         let mut hear = |reply| match reply {
             Reply::Done { count, text } => last = Ok((count, text)),
             Reply::Failed { text } => last = Err(text),
-            Reply::Progress { .. } | Reply::Redriven { .. } => hear(reply),
+            other => hear(other),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
         let runtime =

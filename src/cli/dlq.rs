@@ -346,7 +346,7 @@ fn change(directory: &Directory, filter: Filter, request: fn(Filter) -> Request)
         Reply::Redriven { old, new } => progress.aside(|| {
             let _ = writeln!(io::stdout(), "{old} was put back as {new}");
         }),
-        Reply::Done { .. } | Reply::Failed { .. } => {}
+        _ => {}
     })?;
     drop(progress);
     out.line(text);

@@ -6,8 +6,10 @@ mod check;
 mod directory;
 mod dlq;
 mod log;
+mod peers;
 mod print;
 mod progress;
+mod recover;
 mod schema;
 mod serve;
 mod sources;
@@ -30,6 +32,7 @@ const EXAMPLES: &str = "Examples:
   replicon check                                  is it right? and what is in force?
   replicon log stat                               what waits in the log; check: is it whole?
   replicon dlq list                               events that the storage refused
+  replicon peers                                  how far this node is behind its peers
 
 Configuration: --config, else REPLICON_CONFIG, else conf/replicon.conf under the working
 directory, else /etc/replicon/replicon.conf, else built-in defaults. --set beats REPLICON_<KEY> in
@@ -88,6 +91,11 @@ enum Command {
     /// Dead letters: look, put back, discard.
     #[command(subcommand)]
     Dlq(dlq::DlqCommand),
+    /// How the peers stand, a line a channel; what they sent and no table took, tried again.
+    Peers(peers::Peers),
+    /// Put back this node's own events that are missing here, from a peer that has them: after the
+    /// database was restored from an old dump, say.
+    Recover(recover::Recover),
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
@@ -105,5 +113,7 @@ pub fn run() -> ExitCode {
         Command::Schema { all, global } => schema::run(&cli.global.and(global), all),
         Command::Log(command) => log::run(&cli.global, command),
         Command::Dlq(command) => dlq::run(&cli.global, command),
+        Command::Peers(peers) => peers::run(&cli.global, peers),
+        Command::Recover(recover) => recover::run(&cli.global, recover),
     }
 }

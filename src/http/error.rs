@@ -103,18 +103,6 @@ impl ApiError {
                 "unauthorized",
                 "send the channel's key as 'Authorization: Bearer <key>'".to_owned(),
             ),
-            Self::PeerUnauthorized => (
-                StatusCode::UNAUTHORIZED,
-                "unauthorized",
-                "send replication_token as 'X-Replicon-Token: <token>'".to_owned(),
-            ),
-            Self::Parameter(why) => (StatusCode::BAD_REQUEST, "bad_parameter", why.clone()),
-            Self::NoEventStore => (
-                StatusCode::NOT_FOUND,
-                "no_event_store",
-                "this node's storage_backend cannot serve peers: sqlite, postgres and mysql can"
-                    .to_owned(),
-            ),
             Self::TooLarge(most) => (
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "body_too_large",
@@ -153,11 +141,32 @@ impl ApiError {
                 let text = "this node is stopping".to_owned();
                 return (StatusCode::SERVICE_UNAVAILABLE, "stopping", text, Some("no"));
             }
+            Self::PeerUnauthorized | Self::Parameter(_) | Self::NoEventStore => {
+                return self.choose_of_peers();
+            }
             Self::NotReady(why) => (StatusCode::SERVICE_UNAVAILABLE, "not_ready", why.clone()),
             Self::Internal(why) => (StatusCode::INTERNAL_SERVER_ERROR, "internal", why.clone()),
             Self::Refused(refused, _) => return choose_refused(refused),
         };
         (status, code, text, None)
+    }
+
+    /// What only peers are told.
+    fn choose_of_peers(&self) -> Choice {
+        let (status, code, text) = match self {
+            Self::PeerUnauthorized => (
+                StatusCode::UNAUTHORIZED,
+                "unauthorized",
+                "send replication_token as 'X-Replicon-Token: <token>'",
+            ),
+            Self::Parameter(why) => (StatusCode::BAD_REQUEST, "bad_parameter", why.as_str()),
+            _ => (
+                StatusCode::NOT_FOUND,
+                "no_event_store",
+                "this node cannot serve peers: that takes storage_backend = sqlite, postgres or mysql",
+            ),
+        };
+        (status, code, text.to_owned(), None)
     }
 
     fn retry_after(&self) -> Option<Duration> {

@@ -38,7 +38,7 @@ pub async fn readyz(State(app): State<Arc<App>>) -> Response {
 
 /// The metrics, in Prometheus' text format.
 pub async fn metrics(State(app): State<Arc<App>>) -> Response {
-    match app.metrics.render(&app.health.queue_stats()) {
+    match app.metrics.render(&app.health.queue_stats(), &app.health.peers()) {
         Ok(text) => {
             let mut response = Response::new(Body::from(text));
             let kind = HeaderValue::from_static("text/plain; version=0.0.4");

@@ -14,7 +14,7 @@ use axum::body::Body;
 use axum::extract::{Request as HttpRequest, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body::Frame;
@@ -25,7 +25,7 @@ use super::App;
 use super::error::{ApiError, json};
 use crate::channel::auth::KeyDigest;
 use crate::replicate::serve::{Served, Serving, Unserved};
-use crate::replicate::wire::{self, BadParameter, PAGES_TYPE, Request, TOKEN_HEADER};
+use crate::replicate::wire::{self, BadParameter, PAGES_TYPE, Request, TOKEN_HEADER, TURN_HEADER};
 use crate::task;
 
 /// Longest that a request for changes is held.
@@ -35,6 +35,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// An answer of several pages ends after so long, at the next page: a slow link takes its answers in
 /// pieces, and no answer outlives the connection's deadlines.
 const MOST_STREAMED: Duration = Duration::from_secs(10);
+/// Digits of a request's number.
+const MOST_TURN: usize = 20;
 /// Pages smaller than this are not worth compressing.
 const SMALL_PAGE: usize = 1 << 10;
 
@@ -76,25 +78,29 @@ impl From<BadParameter> for ApiError {
 /// Events of one channel.
 pub async fn events(State(app): State<Arc<App>>, request: HttpRequest) -> Response {
     let (head, _) = request.into_parts();
-    fresh(answer_events(&app, &head).await)
+    fresh(&head, answer_events(&app, &head).await)
 }
 
 /// What became safe, now or within the time that the caller waits.
 pub async fn changes(State(app): State<Arc<App>>, request: HttpRequest) -> Response {
     let (head, _) = request.into_parts();
-    fresh(answer_changes(&app, &head).await)
+    fresh(&head, answer_changes(&app, &head).await)
 }
 
 /// A channel's schema.
 pub async fn schema(State(app): State<Arc<App>>, request: HttpRequest) -> Response {
     let (head, _) = request.into_parts();
-    fresh(answer_schema(&app, &head))
+    fresh(&head, answer_schema(&app, &head))
 }
 
 /// No answer is good for another question, nor for the same one a moment later.
-fn fresh(answer: Result<Response, ApiError>) -> Response {
+fn fresh(asked: &Parts, answer: Result<Response, ApiError>) -> Response {
     let mut response = answer.unwrap_or_else(IntoResponse::into_response);
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(turn) = asked.headers.get(TURN_HEADER).filter(|turn| turn.len() <= MOST_TURN) {
+        headers.insert(HeaderName::from_static(TURN_HEADER), turn.clone());
+    }
     response
 }
 

@@ -24,13 +24,15 @@ pub mod file;
 pub mod memory;
 pub mod redis;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::event::{Batch, ChannelName, Event, Seq};
 use crate::seq::Witness;
+use crate::watermark::Watermark;
+use file::state::NodeState;
 
 /// The queue's role. See the module's contract.
 pub trait Queue: Send + Sync + 'static {
@@ -294,13 +296,61 @@ impl AnyQueue {
         each!(self, q => q.retry_after())
     }
 
-    /// This node's id.
+    /// What this node knows of itself.
     #[must_use]
-    pub fn node_id(&self) -> &str {
+    pub fn node(&self) -> NodeState {
         match self {
-            Self::File(q) => q.node_id(),
-            Self::Redis(q) => q.node_id(),
-            Self::Memory(_) => "",
+            Self::File(q) => q.node(),
+            Self::Redis(q) => q.node(),
+            Self::Memory(_) => NodeState::default(),
+        }
+    }
+
+    /// Changes that durably. Blocks on the disk.
+    ///
+    /// # Errors
+    /// What the disk says; then nothing has changed.
+    pub fn change_node(&self, change: impl FnOnce(&mut NodeState)) -> std::io::Result<()> {
+        match self {
+            Self::File(q) => q.change_node(change),
+            Self::Redis(q) => q.change_node(change),
+            Self::Memory(_) => Ok(()),
+        }
+    }
+
+    /// How far each channel is resolved; `None` where nobody keeps that.
+    #[must_use]
+    pub fn marks(&self) -> Option<Arc<Watermark>> {
+        match self {
+            Self::File(q) => Some(q.marks()),
+            Self::Redis(_) | Self::Memory(_) => None,
+        }
+    }
+
+    /// The first seq that this start may give out; `None` while that is not known.
+    #[must_use]
+    pub fn first_seq(&self) -> Option<Seq> {
+        match self {
+            Self::File(q) => Some(q.first_seq()),
+            Self::Redis(q) => q.first_seq(),
+            Self::Memory(_) => None,
+        }
+    }
+
+    /// Every event at or below it is resolved, or set aside, as far as a log knows.
+    #[must_use]
+    pub fn released(&self) -> Seq {
+        match self {
+            Self::File(q) => q.released(),
+            Self::Redis(_) | Self::Memory(_) => Seq(0),
+        }
+    }
+
+    /// A log may forget what lies at or below `main`, and of channels that are set aside what lies at
+    /// or below theirs; nothing else, released or not.
+    pub fn keep_above(&self, main: Seq, channels: &BTreeMap<ChannelName, Seq>) {
+        if let Self::File(q) = self {
+            q.keep_above(file::Kept { main, channels: channels.clone() });
         }
     }
 

@@ -9,8 +9,10 @@
 
 pub mod backoff;
 pub mod life;
+pub mod operate;
 pub mod peer;
 pub mod pull;
+mod recover;
 mod run;
 pub mod schema;
 pub mod serve;

@@ -18,7 +18,9 @@ use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 
 use super::pull::Failure;
-use super::wire::{self, Ask, Caller, Changed, Described, Fault, PAGES_TYPE, TOKEN_HEADER};
+use super::wire::{
+    self, Ask, Caller, Changed, Described, Fault, PAGES_TYPE, TOKEN_HEADER, TURN_HEADER,
+};
 use super::{Room, Source};
 use crate::clock::Clock;
 use crate::event::ChannelName;
@@ -60,6 +62,8 @@ pub struct HttpPeer {
     asked: Link,
     bytes: Arc<AtomicU64>,
     far: AtomicBool,
+    /// The number of the next request.
+    turn: AtomicU64,
 }
 
 impl HttpPeer {
@@ -68,16 +72,19 @@ impl HttpPeer {
     pub fn new(options: Options) -> Self {
         let link = || Link::new(options.address.clone(), options.tls.clone());
         let (held, asked) = (link(), link());
-        Self { options, held, asked, bytes: Arc::default(), far: AtomicBool::new(false) }
+        // numbers of an earlier process are not taken for ours
+        let turn = AtomicU64::new(u64::try_from(options.clock.wall().0).unwrap_or(0));
+        Self { options, held, asked, bytes: Arc::default(), far: AtomicBool::new(false), turn }
     }
 
-    fn request(&self, path: &str) -> Result<Request<Empty<Bytes>>, Failure> {
+    fn request(&self, path: &str, turn: u64) -> Result<Request<Empty<Bytes>>, Failure> {
         let Options { address, token, .. } = &self.options;
         let built = Request::get(format!("{}{path}", address.prefix))
             .header(HOST, address.authority.as_str())
             .header(USER_AGENT, concat!("replicon/", env!("CARGO_PKG_VERSION")))
             .header(ACCEPT, "application/json")
             .header(HeaderName::from_static(TOKEN_HEADER), token.clone())
+            .header(HeaderName::from_static(TURN_HEADER), turn)
             .body(Empty::new());
         // the token is not in the text of such an error
         built.map_err(|_| Failure::Lost("no request can be made of its address".to_owned()))
@@ -104,11 +111,17 @@ impl HttpPeer {
                 let took = self.options.clock.mono().saturating_sub(started);
                 self.far.store(took > FAR, Ordering::Relaxed);
             }
-            let sent = connection.sender.send_request(self.request(path)?);
+            let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+            let sent = connection.sender.send_request(self.request(path, turn)?);
             let answered = tokio::time::timeout(limit + extra, sent).await;
             match answered {
                 Err(_) => return Err(Failure::TimedOut(limit + extra)),
                 Ok(Ok(response)) => {
+                    let theirs = response.headers().get(TURN_HEADER);
+                    if theirs.is_some_and(|theirs| *theirs != HeaderValue::from(turn)) {
+                        // a connection that is out of step is not kept
+                        return Err(Failure::Fault(Fault::Misplaced));
+                    }
                     link.keep(connection.sender);
                     return judged(response);
                 }

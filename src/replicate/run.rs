@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use super::backoff::{Backoff, Breaker};
 use super::life::{Lives, Meeting};
 use super::pull::{Action, Failure, Lane, Outcome, Rest, State, step};
-use super::schema::{describe, diverges, misfit};
+use super::schema::{describe, misfit};
 use super::status::{Glimpse, Standing};
 use super::stream::Stream;
 use super::turns::Turns;
@@ -39,13 +39,13 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// How often a channel's events are counted while there are more than fit a page.
 const COUNT_EVERY: Duration = Duration::from_secs(15);
 /// A peer that answers nonsense is asked less than once a second, all its channels together.
-const PEACE: Duration = Duration::from_millis(1_500);
+const PEACE: Duration = Duration::from_millis(2_500);
 /// One that does not know us, or is somebody else.
 const LONG_PEACE: Duration = Duration::from_secs(30);
 /// One that is not ready yet.
 const SHORT_PEACE: Duration = Duration::from_millis(500);
 /// So many changes that bring nothing are believed.
-const WOLF: u32 = 8;
+const WOLF: u32 = 4;
 /// The most pages of one answer.
 const PAGES: usize = 32;
 
@@ -166,7 +166,7 @@ impl<'a, S: EventStore, P: Source> Peer<'a, S, P> {
                     let brought = std::mem::replace(&mut gains, now) != now;
                     for_nothing = if brought { 0 } else { for_nothing.saturating_add(1) };
                     if for_nothing > WOLF {
-                        let doubled = 50_u64 << (for_nothing - WOLF).min(7);
+                        let doubled = 250_u64 << (for_nothing - WOLF).min(5);
                         task::sleep(Duration::from_millis(doubled.min(5_000))).await;
                     }
                 }
@@ -287,7 +287,7 @@ impl<'a, S: EventStore, P: Source> Peer<'a, S, P> {
     }
 
     fn lane(&self, key: &Key, channel: &Channel, again: Option<(String, Seq)>) -> Option<State> {
-        if let Some(why) = diverges(channel) {
+        if let Some(why) = channel.diverges() {
             self.stands(key, Standing::Stopped, Some(why));
             return None;
         }
@@ -376,7 +376,11 @@ impl<'a, S: EventStore, P: Source> Peer<'a, S, P> {
                     Err(failure) => Outcome::Failed(failure),
                 },
                 Action::Take => stream.next().await,
-                Action::Judge(print) => self.judge(&state.lane, &print).await,
+                Action::Judge(print) => {
+                    // the connection is needed, and the rest of the answer is not
+                    stream = Stream::default();
+                    self.judge(&state.lane, &print).await
+                }
                 Action::Apply(foreign) => self.apply(&foreign, &mut stream).await,
                 Action::Rest(rest) => {
                     if matches!(rest, Rest::Idle | Rest::More) {

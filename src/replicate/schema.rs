@@ -10,9 +10,6 @@ use crate::channel::Channel;
 /// Digits of a fingerprint.
 const DIGITS: usize = 16;
 
-/// The columns that make an index converge: with them no two events share an entry.
-const IDENTITY: [&str; 2] = ["origin_dc", "origin_seq"];
-
 /// A channel as peers are told of it. Whether raw copies are kept is not part of it: that changes
 /// nothing of where an event fits.
 #[must_use]
@@ -60,25 +57,6 @@ pub fn misfit(theirs: &Described, ours: &Channel) -> Option<String> {
             missing.join(", ")
         )
     })
-}
-
-/// Why a channel cannot be replicated between nodes that are all written to; `None` where it can.
-#[must_use]
-pub fn diverges(channel: &Channel) -> Option<String> {
-    let schema = channel.schema()?;
-    let holds = |columns: &[(crate::channel::schema::Ident, bool)], wanted: &str| {
-        columns.iter().any(|(name, _)| name.as_str() == wanted)
-    };
-    let bad = schema
-        .indexes
-        .iter()
-        .find(|index| index.unique && !IDENTITY.iter().all(|name| holds(&index.columns, name)))?;
-    let columns: Vec<&str> = bad.columns.iter().map(|(name, _)| name.as_str()).collect();
-    Some(format!(
-        "channel {} has a unique index on ({}): two nodes may accept events that only one of their tables can hold, so it is not replicated; add origin_dc and origin_seq to the index, or make it not unique",
-        channel.name,
-        columns.join(", ")
-    ))
 }
 
 #[cfg(test)]
@@ -151,12 +129,12 @@ mod tests {
     #[test]
     fn a_unique_index_without_the_identity_cannot_converge() {
         let columns = [("n", "bigint")];
-        assert_eq!(diverges(&raw()), None);
-        assert_eq!(diverges(&structured(&columns, &[])), None);
+        assert_eq!(raw().diverges(), None);
+        assert_eq!(structured(&columns, &[]).diverges(), None);
         let whole = structured(&columns, &["origin_seq", "n", "origin_dc"]);
-        assert_eq!(diverges(&whole), None);
+        assert_eq!(whole.diverges(), None);
         for unique in [&["n"][..], &["n", "origin_seq"]] {
-            let why = diverges(&structured(&columns, unique)).unwrap();
+            let why = structured(&columns, unique).diverges().unwrap();
             assert!(why.contains("unique index on (n"), "{why}");
         }
     }

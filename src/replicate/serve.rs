@@ -18,6 +18,7 @@ use super::wire::{self, Caller, Changed, Described, Head, PAGE_BYTES, PROTOCOL, 
 use crate::channel::{Channel, Registry};
 use crate::clock::Clock;
 use crate::event::{ChannelName, Origin, Seq};
+use crate::life::Life;
 use crate::storage::event_store::{EventStore, Page, Wanted};
 use crate::watermark::Watermark;
 
@@ -27,15 +28,6 @@ const AT_ONCE: usize = 4;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The most events that are counted.
 const COUNT_MOST: u64 = 1_000_000;
-
-/// One unbroken history of this node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Life {
-    /// Its id.
-    pub id: String,
-    /// The last seq that it shares with the ids before it; `None` for the first id of all.
-    pub since: Option<Seq>,
-}
 
 /// How far this node has come with each origin's events: what its peers are told of their own.
 #[derive(Debug, Default)]
@@ -194,7 +186,7 @@ impl<S: EventStore> Server<S> {
             from_seq: request.from.0,
             node: self.me.as_str(),
             node_id: &life.id,
-            since: life.since.map(|seq| seq.0),
+            since: since_for(&life, request.caller.as_ref()),
             protocol: PROTOCOL,
             schema: &described.fingerprint,
             safe_seq: safe.0,
@@ -206,6 +198,12 @@ impl<S: EventStore> Server<S> {
         let body = Bytes::from(wire::encode(&head, &page.rows));
         Ok(Served { body, next: page.next, more: page.next <= safe })
     }
+}
+
+/// From where the caller must read again, where it follows an earlier id of ours.
+fn since_for(life: &Life, caller: Option<&Caller>) -> Option<u64> {
+    let known = caller.and_then(|caller| caller.known.as_ref()).map(|known| known.id.as_str());
+    life.since_for(known).map(|seq| seq.0)
 }
 
 impl<S: EventStore> Serving for Server<S> {
@@ -231,8 +229,8 @@ impl<S: EventStore> Serving for Server<S> {
             let named = |all: Vec<ChannelName>| all.iter().map(ToString::to_string).collect();
             Ok(Changed {
                 node: self.me.to_string(),
+                since: since_for(&life, caller),
                 node_id: life.id,
-                since: life.since.map(|seq| seq.0),
                 number: changes.number,
                 channels: changes.channels.map(named),
                 seen: self.seen(caller),

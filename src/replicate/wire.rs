@@ -21,6 +21,9 @@ pub use decode::{Answer, Fault, decode};
 
 /// The header that holds the token of the peers.
 pub const TOKEN_HEADER: &str = "x-replicon-token";
+/// A request's own number, which its answer repeats: an answer that somebody kept, or another request's,
+/// has another. v1.0.2 repeats nothing.
+pub const TURN_HEADER: &str = "x-replicon-turn";
 /// The type of an answer that holds several pages.
 pub const PAGES_TYPE: &str = "application/vnd.replicon.pages";
 /// The version of what is said here.

@@ -24,7 +24,11 @@ pub fn event(seq: u64, payload: &str) -> Event {
 }
 
 fn contact(first_unacked: u64) -> Contact {
-    Contact { first_unacked: Seq(first_unacked), node_id: "a-node-id".to_owned() }
+    Contact {
+        first_unacked: Seq(first_unacked),
+        node_id: "a-node-id".to_owned(),
+        ..Contact::default()
+    }
 }
 
 fn good<T>(result: Result<T, StorageError>) -> T {

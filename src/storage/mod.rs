@@ -16,7 +16,9 @@
 pub mod conformance;
 pub mod event_store;
 pub mod file;
+pub mod history;
 pub mod memory;
+pub mod mend;
 pub mod noop;
 pub mod sql;
 
@@ -56,6 +58,12 @@ pub struct Contact {
     pub first_unacked: Seq,
     /// The node's id: one unbroken history.
     pub node_id: String,
+    /// The last seq that it shares with the id before it; `None` for the first of all.
+    pub since: Option<Seq>,
+    /// The ids before it.
+    pub past: Vec<String>,
+    /// How often the origin had been taken there when this node last took it.
+    pub epoch: u64,
 }
 
 /// An event that storage refuses for what it holds.

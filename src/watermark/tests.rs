@@ -109,6 +109,74 @@ fn after_a_start_the_backlog_is_unresolved_and_the_other_channels_are_free() {
 }
 
 #[test]
+fn before_its_log_is_met_nothing_is_safe_and_nobody_is_doubted() {
+    let mut marks = Marks::unmet(100);
+    assert_eq!(marks.safe(&name("a")), Seq(0));
+    assert!(marks.may_have_shown(Seq(4_000)), "what is not known cannot be denied");
+    let asked = marks.changes(None).number;
+    marks.begin(Start {
+        assigned: Seq(50),
+        read: Seq(9),
+        end: Seq(40),
+        shown: Seq(40),
+        backlog: vec![Some(name("a"))],
+        ..Start::default()
+    });
+    assert_eq!((marks.safe(&name("a")), marks.safe(&name("idle"))), (Seq(9), Seq(50)));
+    assert!(marks.may_have_shown(Seq(50)) && !marks.may_have_shown(Seq(51)));
+    let changes = marks.changes(Some(asked));
+    assert_eq!(changes.channels, None, "all may have gained");
+    assert!(changes.number > asked);
+    write(&mut marks, "a", 60, 60);
+    assert!(marks.may_have_shown(Seq(60)) && !marks.may_have_shown(Seq(55)));
+}
+
+#[test]
+fn what_s_has_passed_does_not_hold_it_back_when_it_is_read_again() {
+    let mut marks = empty();
+    write(&mut marks, "a", 1, 10);
+    write(&mut marks, "b", 11, 20);
+    lease(&mut marks, 1, 20, &[("a", 1), ("b", 11)]);
+    marks.resolved(1);
+    write(&mut marks, "a", 21, 30);
+    // 3 and 4 come again, together with what was never read
+    let (a, b) = (name("a"), name("b"));
+    let again = [(&a, 3), (&a, 4), (&b, 12), (&a, 21)];
+    marks.leased_again(2, Seq(21), again.map(|(channel, seq)| (channel, Seq(seq))).into_iter());
+    assert_eq!((marks.safe(&a), marks.safe(&b)), (Seq(20), Seq(30)));
+    marks.parked_again(&b, [Seq(13), Seq(14)].into_iter());
+    assert_eq!(marks.safe(&b), Seq(30), "they were resolved once");
+    marks.parked_again(&a, [Seq(5), Seq(25), Seq(22)].into_iter());
+    marks.resolved(2);
+    marks.passed(Seq(30));
+    assert_eq!(marks.safe(&a), Seq(21), "22 and 25 were not");
+    marks.unparked(&a);
+    assert_eq!(marks.safe(&a), Seq(30));
+}
+
+#[test]
+fn events_that_nobody_counted_hold_back_every_channel_until_they_are_read() {
+    let mut marks = empty();
+    write(&mut marks, "a", 1, 1);
+    lease(&mut marks, 1, 1, &[("a", 1)]);
+    marks.resolved(1);
+    marks.uncounted(Seq(8));
+    write(&mut marks, "b", 9, 9);
+    let all = |marks: &Marks| ["a", "b", "idle"].map(|channel| marks.safe(&name(channel)).0);
+    assert_eq!(all(&marks), [1, 1, 1]);
+    lease(&mut marks, 2, 5, &[("c", 4)]);
+    assert_eq!(all(&marks), [5, 5, 5]);
+    assert_eq!(marks.safe(&name("c")), Seq(3));
+    marks.resolved(2);
+    let asked = marks.changes(None).number;
+    lease(&mut marks, 3, 9, &[("b", 9)]);
+    assert_eq!(all(&marks), [9, 8, 9]);
+    let gained = marks.changes(Some(asked)).channels.unwrap();
+    assert!(gained.contains(&name("c")), "what was stored before shows now: {gained:?}");
+    assert_eq!(marks.whole(), Seq(8));
+}
+
+#[test]
 fn changes_name_the_channels_that_gained_events() {
     let mut marks = empty();
     let all = Changes { number: 100, channels: None };

@@ -142,6 +142,9 @@ impl Listing<'_> {
             ("quarantine insert", dialect.insert(&table::replicon_quarantine(), 1)),
             ("quarantine count", dialect.quarantine_count()),
             ("quarantine page", dialect.read_page(&table::replicon_quarantine())),
+            ("quarantine groups", dialect.quarantine_groups()),
+            ("quarantine reason", dialect.quarantine_reason()),
+            ("quarantine count page", dialect.count_page(&table::replicon_quarantine())),
             ("quarantine delete", dialect.quarantine_delete()),
         ] {
             self.add(title, &statement);

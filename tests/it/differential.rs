@@ -433,7 +433,11 @@ impl Storages {
     }
 
     async fn connect(&self) {
-        let contact = Contact { first_unacked: Seq(1), node_id: "a-node-id".to_owned() };
+        let contact = Contact {
+            first_unacked: Seq(1),
+            node_id: "a-node-id".to_owned(),
+            ..Contact::default()
+        };
         self.postgres.connect(&contact).await.unwrap();
         self.mariadb.connect(&contact).await.unwrap();
         self.mysql.connect(&contact).await.unwrap();

@@ -1,8 +1,10 @@
-//! The README as a program: every block marked `sh` is run in order against a node, and the answer
-//! shown in the `text` block behind it is compared with the one that came. Its lists and its table are
-//! held against the sources.
+//! The README as a program: every block marked `sh` is run in order against a node, or against the two
+//! that pull from each other, and the answer shown in the `text` block behind it is compared with the
+//! one that came. Its lists, its table and what it quotes are held against the sources.
 //!
 //! Knows nothing of the program but what the README says.
+
+mod pair;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,14 +14,19 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::support::{Node, repo, wait_until};
+use pair::Pair;
 
 /// The address in the README; the node under test has another.
 const ADDRESS: &str = "127.0.0.1:8080";
 /// The block that starts the node, and the beginning of those that run another command.
 const START: &str = "cargo run --release";
 const COMMAND: &str = "cargo run --release -- ";
+/// What only a block that changes something says; any other may be run again.
+const POSTS: &str = "-X POST";
 /// Seconds that a block may take.
 const IN_TIME: &str = "30";
+/// How long it may take until what was posted is shown, on a peer too.
+const SOON: Duration = Duration::from_secs(30);
 
 const KEYS: (&str, &str) = ("<!-- keys -->\n", "<!-- /keys -->");
 
@@ -119,12 +126,17 @@ fn normal(value: Value) -> Value {
     }
 }
 
-/// Every line but for numbers must be there; status lines and documents must be equal, in order.
-fn compare(want: &Shown, got: &Shown, line: usize) {
-    assert_eq!(want.statuses, got.statuses, "README.md:{line}: another status");
-    assert_eq!(want.documents, got.documents, "README.md:{line}: another answer");
-    for text in &want.lines {
-        assert!(got.lines.contains(text), "README.md:{line}: {text:?} did not come, but {got:?}");
+/// Every line must be there; status lines and documents must be equal, in order, but for numbers.
+fn compare(want: &Shown, got: &Shown) -> Result<(), String> {
+    if want.statuses != got.statuses {
+        return Err(format!("{:?} came, where {:?} is shown", got.statuses, want.statuses));
+    }
+    if want.documents != got.documents {
+        return Err(format!("{:?} came, where {:?} is shown", got.documents, want.documents));
+    }
+    match want.lines.iter().find(|text| !got.lines.contains(text)) {
+        Some(text) => Err(format!("{text:?} did not come, but {:?}", got.lines)),
+        None => Ok(()),
     }
 }
 
@@ -139,18 +151,15 @@ fn bash(script: &str, dir: &Path) -> Output {
     command.output().unwrap_or_else(|e| panic!("timeout: {e}"))
 }
 
-/// Runs a block, and gives what it printed.
-fn run(block: &Block, script: &str, dir: &Path) -> String {
+/// Runs a block; what it printed.
+fn run(script: &str, dir: &Path) -> Result<String, String> {
     let output = bash(script, dir);
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(
-        output.status.success(),
-        "README.md:{}: {} within {IN_TIME} s\n{script}\n{printed}{}",
-        block.line,
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    printed
+    if output.status.success() {
+        return Ok(printed);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{} within {IN_TIME} s\n{script}\n{printed}{said}", output.status))
 }
 
 fn wait_ready(node: &Node) {
@@ -160,6 +169,76 @@ fn wait_ready(node: &Node) {
     });
 }
 
+/// Where the blocks are run.
+struct Stage<'a> {
+    dir: &'a Path,
+    /// The node of [`START`].
+    node: Option<Node>,
+    pair: Pair,
+}
+
+impl Stage<'_> {
+    /// A text with the addresses of this run.
+    fn here(&self, text: &str) -> String {
+        let node = self.node.as_ref().map_or(ADDRESS, |node| node.addr.as_str());
+        self.pair.here(&text.replace(ADDRESS, node))
+    }
+
+    /// What a block prints that starts a node: its ready line.
+    fn started_by(&mut self, block: &Block) -> Option<String> {
+        if block.text.trim() == START {
+            let node = Node::start(self.dir, &["--set", "storage_backend=sqlite"]);
+            wait_ready(&node);
+            return Some(self.node.insert(node).ready.clone());
+        }
+        if !Pair::is_started_by(&block.text) {
+            return None;
+        }
+        let program = format!("exec '{}' ", env!("CARGO_BIN_EXE_replicon"));
+        let script = self.here(&block.text).replace(COMMAND, &program);
+        Some(self.pair.start(&script, self.dir))
+    }
+
+    /// Runs a block, until it shows what stands behind it where it may be run again.
+    fn play(&mut self, block: &Block, shown: Option<&Block>) {
+        let ready = self.started_by(block);
+        let place = format!("README.md:{}", block.line);
+        let node = self.node.as_ref().unwrap_or_else(|| panic!("{place}: before `{START}`"));
+        let want = shown.map(|shown| Shown::of(&self.here(&shown.text)));
+        let fits = |printed: String| match &want {
+            Some(want) => compare(want, &Shown::of(&printed)),
+            None => Ok(()),
+        };
+        if let Some(ready) = ready {
+            return fits(ready).unwrap_or_else(|e| panic!("{place}: {e}"));
+        }
+        // what was accepted is stored a moment later, and a reader is slower than this
+        node.wait_drained();
+        let program = format!("'{}' ", env!("CARGO_BIN_EXE_replicon"));
+        let script = self.here(&block.text).replace(COMMAND, &program);
+        let attempt = || run(&script, self.dir).and_then(fits);
+        if block.text.contains(POSTS) {
+            attempt().unwrap_or_else(|e| panic!("{place}: {e}"));
+        } else {
+            wait_until(SOON, &format!("{place} to show what stands behind it"), attempt);
+        }
+    }
+
+    /// The state of a peer is shown as a part of an answer.
+    fn replication_is_as_shown(&self, blocks: &[Block]) {
+        const PART: &str = "\"replication\": {";
+        let shown = blocks.iter().find(|b| b.language == "json" && b.text.starts_with(PART));
+        let Some(shown) = shown else { panic!("README.md does not show {PART}") };
+        let want: Value = serde_json::from_str(&format!("{{{}}}", shown.text)).unwrap();
+        let want = normal(want["replication"].clone());
+        wait_until(SOON, &format!("README.md:{}", shown.line), || {
+            let health = self.pair.health()?;
+            let got = normal(health["replication"].clone());
+            if got == want { Ok(()) } else { Err(format!("{health}\n{}", Pair::log(self.dir))) }
+        });
+    }
+}
+
 #[test]
 fn every_shell_block_runs_and_answers_as_the_readme_shows() {
     let dir = tempfile::tempdir().unwrap();
@@ -167,35 +246,16 @@ fn every_shell_block_runs_and_answers_as_the_readme_shows() {
     assert!(curl.status.success(), "curl is needed: apt-get install curl");
     let text = readme();
     let blocks = blocks(&text);
-    let binary = format!("'{}' ", env!("CARGO_BIN_EXE_replicon"));
-    let mut node: Option<Node> = None;
+    let mut stage = Stage { dir: dir.path(), node: None, pair: Pair::new() };
     let mut compared = 0;
-    for (at, block) in blocks.iter().enumerate() {
-        if block.language != "sh" {
-            continue;
-        }
-        if block.text.trim() == START {
-            let started = Node::start(dir.path(), &["--set", "storage_backend=sqlite"]);
-            wait_ready(&started);
-            node = Some(started);
-        }
-        let Some(node) = &node else {
-            panic!("README.md:{}: a block before `{START}`", block.line);
-        };
-        let here = |text: &str| text.replace(ADDRESS, &node.addr);
-        let printed = if block.text.trim() == START {
-            node.ready.clone()
-        } else {
-            // what was accepted is stored a moment later, and a reader is slower than this
-            node.wait_drained();
-            run(block, &here(&block.text).replace(COMMAND, &binary), dir.path())
-        };
-        if let Some(shown) = blocks.get(at + 1).filter(|next| next.language == "text") {
-            compare(&Shown::of(&here(&shown.text)), &Shown::of(&printed), shown.line);
-            compared += 1;
-        }
+    for (at, block) in blocks.iter().enumerate().filter(|(_, block)| block.language == "sh") {
+        let shown = blocks.get(at + 1).filter(|next| next.language == "text");
+        compared += usize::from(shown.is_some());
+        stage.play(block, shown);
     }
-    assert!(compared >= 10, "only {compared} answers were compared");
+    assert!(compared >= 18, "only {compared} answers were compared");
+    assert!(stage.pair.runs(), "README.md starts no two nodes that pull from each other");
+    stage.replication_is_as_shown(&blocks);
 }
 
 #[test]
@@ -244,10 +304,14 @@ fn every_error_code_is_explained() {
 
 #[test]
 fn every_metric_is_listed() {
-    let (text, golden) = (readme(), read("tests/golden/metrics.txt"));
+    // what has no series yet is in the sources only, what is made at its first case in both
+    let (text, golden, source) =
+        (readme(), read("tests/golden/metrics.txt"), read("src/metrics.rs"));
+    let source = source.split("#[cfg(test)]").next().unwrap_or_default();
     let is_part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-    let names: BTreeSet<&str> = golden
-        .split(|c: char| !is_part(c))
+    let names: BTreeSet<&str> = [golden.as_str(), source]
+        .into_iter()
+        .flat_map(|text| text.split(|c: char| !is_part(c)))
         .filter(|word| word.starts_with("replicon_"))
         .map(|name| {
             let mut suffixes = ["_bucket", "_sum", "_count"].into_iter();
@@ -255,8 +319,34 @@ fn every_metric_is_listed() {
             bare.unwrap_or(name)
         })
         .collect();
-    assert!(!names.is_empty(), "tests/golden/metrics.txt names no metric");
+    assert!(names.len() > 20, "only {names:?} were found");
     for name in names {
         assert!(text.contains(&format!("`{name}`")), "README.md does not list the metric {name}");
+    }
+}
+
+/// What an operator is told of replication, and who says it.
+const SAID: [(&str, &str); 12] = [
+    ("src/replicate/pull.rs", "it refuses our replication_token (401)"),
+    ("src/replicate/pull.rs", "it answered 404: it has no such channel, or no replication_token"),
+    ("src/replicate/pull.rs", "it is not ready (503)"),
+    ("src/replicate/pull.rs", "correct the name before '=' in replication_peer, or the address"),
+    ("src/replicate/pull.rs", "redirects are not followed"),
+    ("src/replicate/pull.rs", "too many rows cannot be stored: 100 in a row, or 10,000 in all"),
+    ("src/replicate/run.rs", "two nodes go by the name"),
+    ("src/replicate/schema.rs", "columns there that do not stand here with the same type"),
+    ("src/channel/mod.rs", "two nodes may accept events that only one of their tables can hold"),
+    ("src/replicate/run.rs", "goes by a new node id, "),
+    ("src/writer/history.rs", "this node goes by a new node id, "),
+    ("src/storage/sql/apply.rs", "came with other content than stands here: it is kept in"),
+];
+
+#[test]
+fn what_is_said_of_replication_is_explained() {
+    // a sentence may go on in the next line
+    let text = readme().split_whitespace().collect::<Vec<&str>>().join(" ");
+    for (file, said) in SAID {
+        assert!(read(file).contains(said), "{file} does not say {said:?} any more");
+        assert!(text.contains(said.trim_end()), "README.md does not explain {said:?}");
     }
 }

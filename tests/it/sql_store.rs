@@ -195,7 +195,7 @@ const FULL: &str =
 /// A structured channel: each identity once from wherever it stands, a replay compares as the backend
 /// holds it, and what no row can be made of is refused or kept.
 async fn structured_rows<B: Backend>(storage: &SqlStorage<B>, store_raw: bool) {
-    let contact = Contact { first_unacked: Seq(1), node_id: "id".to_owned() };
+    let contact = Contact { first_unacked: Seq(1), node_id: "id".to_owned(), ..Contact::default() };
     storage.connect(&contact).await.unwrap();
     let events = [report(1, FULL), report(2, r#"{"ip":"::1"}"#)];
     storage.append(&events).await.unwrap();

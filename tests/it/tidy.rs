@@ -58,29 +58,33 @@ fn known(text: &str) -> BTreeSet<String> {
 }
 
 /// Who may know whom. What is not listed may know nothing of the crate.
-const ARROWS: [(&str, &[&str]); 23] = [
+const ARROWS: [(&str, &[&str]); 24] = [
     ("event", &[]),
     ("clock", &["event"]),
     ("task", &[]),
     ("fsx", &[]),
     ("json", &[]),
     ("seq", &["event", "clock"]),
+    ("life", &["event"]),
     ("watermark", &["event"]),
     ("channel", &["event", "json"]),
     ("queue", &["event", "clock", "task", "fsx", "seq", "watermark"]),
     ("storage", &["event", "clock", "task", "fsx", "channel", "json"]),
-    ("replicate", &["event", "clock", "task", "channel", "json", "seq", "storage", "watermark"]),
-    ("writer", &["event", "queue", "storage", "task"]),
+    (
+        "replicate",
+        &["event", "clock", "task", "channel", "json", "life", "seq", "storage", "watermark"],
+    ),
+    ("writer", &["event", "life", "queue", "storage", "task", "watermark"]),
     ("ingest", &["event", "clock", "task", "channel", "json", "queue"]),
     ("metrics", &["queue", "replicate"]),
-    ("health", &["clock", "queue", "replicate"]),
+    ("health", &["clock", "life", "queue", "replicate"]),
     ("telemetry", &[]),
     (
         "http",
         &["clock", "task", "channel", "json", "queue", "replicate", "ingest", "health", "metrics"],
     ),
     ("config", &["event", "channel", "json"]),
-    ("control", &["event", "fsx", "queue", "task"]),
+    ("control", &["event", "fsx", "queue", "replicate", "task"]),
     (
         "cli",
         &[
@@ -102,6 +106,7 @@ const ARROWS: [(&str, &[&str]); 23] = [
     (
         "node",
         &[
+            "channel",
             "clock",
             "config",
             "control",
@@ -110,6 +115,7 @@ const ARROWS: [(&str, &[&str]); 23] = [
             "health",
             "http",
             "ingest",
+            "life",
             "metrics",
             "queue",
             "replicate",

@@ -22,7 +22,7 @@ use super::record::{Body, MAX_PAYLOAD, cost, load_of};
 use super::recovery::Damage;
 use super::segment::path_of;
 use super::slots::Slots;
-use super::state::StateFile;
+use super::state::{NodeState, StateFile};
 use crate::clock::Clock;
 use crate::event::{Batch, ChannelName, Event, Micros, Seq};
 use crate::fsx::{DirLock, Disk, parent};
@@ -62,6 +62,8 @@ pub struct Shared {
     /// What is set aside, and when its oldest event was accepted, to look at without waiting.
     pub(super) parked_view: Mutex<(Vec<Parked>, Option<Micros>)>,
     pub(super) any_parked: AtomicBool,
+    /// Where set, nothing above it is deleted, released or not.
+    pub(super) kept: Mutex<Option<Kept>>,
     pub(super) dead: DeadLetters,
     pub(super) state: Mutex<StateFile>,
     pub(super) ack: Mutex<(Slots<AckRecord>, AckRecord)>,
@@ -144,13 +146,19 @@ impl Shared {
     }
 
     fn keep_with(&self, parking: &mut Parking) -> std::io::Result<()> {
-        let (change, oldest) = {
+        let (change, oldest, released) = {
             let mut tracker = lock(&self.tracker);
-            (tracker.take_change(), tracker.oldest_segment())
+            (tracker.take_change(), tracker.oldest_segment(), tracker.released())
+        };
+        // the storage may yet turn out to lack what it took last
+        let kept = lock(&self.kept).clone();
+        let oldest = match &kept {
+            Some(kept) if kept.main < released => self.index.holding_above(kept.main).min(oldest),
+            _ => oldest,
         };
         let mut ack = lock(&self.ack);
         let (slots, record) = &mut *ack;
-        let (parked, parked_unneeded) = Self::keep_parked(parking, record);
+        let (parked, parked_unneeded) = Self::keep_parked(parking, record, kept.as_ref());
         // a start looks there whether a dead letter that was being put back is in the log
         let deletable = !self.dead.is_redriving();
         let old = deletable && self.index.oldest().is_some_and(|first| first < oldest);
@@ -264,6 +272,22 @@ impl Shared {
     }
 }
 
+/// How far events may go: no segment that holds any above it is deleted.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    /// In the main log.
+    pub main: Seq,
+    /// In the logs of channels that are set aside; nothing of those that are not named may go.
+    pub channels: BTreeMap<ChannelName, Seq>,
+}
+
+impl Kept {
+    /// Of a channel that is set aside.
+    pub(super) fn of(&self, channel: &ChannelName) -> Seq {
+        self.channels.get(channel).copied().unwrap_or_default()
+    }
+}
+
 /// When something that failed is tried again, by the monotonic clock.
 #[derive(Default)]
 struct Pause {
@@ -275,7 +299,7 @@ struct Pause {
 pub struct FileQueue {
     pub(super) shared: Arc<Shared>,
     pub(super) threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
-    pub(super) node_id: String,
+    pub(super) first: Seq,
     pub(super) fresh: bool,
     pub(super) _lock: Vec<DirLock>,
 }
@@ -294,10 +318,36 @@ impl FileQueue {
         self.shared.marks.clone()
     }
 
-    /// This node's id.
+    /// What this node knows of itself.
     #[must_use]
-    pub fn node_id(&self) -> &str {
-        &self.node_id
+    pub fn node(&self) -> NodeState {
+        self.shared.state().record.clone()
+    }
+
+    /// Changes that durably. Blocks on the disk.
+    ///
+    /// # Errors
+    /// What the disk says; then nothing has changed.
+    pub fn change_node(&self, change: impl FnOnce(&mut NodeState)) -> std::io::Result<()> {
+        self.shared.state().update(change)
+    }
+
+    /// The first seq that this start may give out.
+    #[must_use]
+    pub fn first_seq(&self) -> Seq {
+        self.first
+    }
+
+    /// Every event of the main log at or below it is resolved, or stands in a log of its own.
+    #[must_use]
+    pub fn released(&self) -> Seq {
+        lock(&self.shared.tracker).released()
+    }
+
+    /// From now on no segment that holds anything above that is deleted, released or not: what the
+    /// storage took last may have to be written once more.
+    pub fn keep_above(&self, kept: Kept) {
+        *lock(&self.shared.kept) = Some(kept);
     }
 
     /// A seq of ours was seen somewhere.
@@ -490,15 +540,16 @@ impl Queue for FileQueue {
                 _ => group.push((&event.channel, load, outcome)),
             }
         }
+        if lease.from == Source::Main {
+            // first: what is released is never above what is known to be resolved
+            self.shared.marks.with(|marks| marks.resolved(lease.id));
+        }
         let known = match &lease.from {
             Source::Main => lock(&self.shared.tracker).done(lease.id),
             Source::Parked(channel) => self.shared.done_parked(channel, lease.id),
         };
         debug_assert!(known, "a lease is acked once");
         self.shared.accounts.resolved(group.into_iter().map(|(c, l, o)| (Some(c), l, o)));
-        if lease.from == Source::Main {
-            self.shared.marks.with(|marks| marks.resolved(lease.id));
-        }
         if self.shared.any_parked.load(Ordering::SeqCst) {
             // whoever waits for this lease's events to be out of the way
             self.shared.more.notify_waiters();

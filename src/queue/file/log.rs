@@ -82,6 +82,13 @@ impl Index {
         all.iter().rfind(|s| s.begun <= seq).or_else(|| all.first()).copied()
     }
 
+    /// The first segment that may hold anything above that seq.
+    #[must_use]
+    pub fn holding_above(&self, seq: Seq) -> u64 {
+        let all = self.lock();
+        all.iter().rfind(|s| s.begun <= seq.next().0).or_else(|| all.first()).map_or(0, |s| s.begun)
+    }
+
     /// The first segment after that name.
     #[must_use]
     pub fn after(&self, begun: Option<u64>) -> Option<SegmentEnd> {

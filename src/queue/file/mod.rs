@@ -89,5 +89,5 @@ pub mod slots;
 pub mod state;
 
 pub use appender::SyncMode;
-pub use handle::FileQueue;
+pub use handle::{FileQueue, Kept};
 pub use open::{OpenError, Options, inspect};

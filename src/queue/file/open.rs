@@ -163,12 +163,18 @@ struct Recovered {
 impl Recovered {
     /// One above every seq that our own records show or reserve.
     fn used(&self) -> u64 {
+        self.shown().max(self.state.0.as_ref().map_or(1, |s| s.record.ceiling))
+    }
+
+    /// One above every seq that our own records show.
+    fn shown(&self) -> u64 {
+        let state = self.state.0.as_ref();
         let used = [
             self.main.used(),
             self.parked.iter().map(|found| found.used).max().unwrap_or(0),
             self.dead.last().0 + 1,
             self.ack.1.as_ref().map_or(0, |a| a.witness.0 + 1),
-            self.state.0.as_ref().map_or(0, |s| s.record.ceiling),
+            state.and_then(|s| s.record.history.released.values().max()).map_or(0, |s| s + 1),
         ];
         used.into_iter().max().unwrap_or(1)
     }
@@ -192,7 +198,7 @@ impl Recovered {
     }
 
     fn start(mut self, options: Options) -> Result<FileQueue, OpenError> {
-        let used = self.used();
+        let (used, shown_seqs) = (self.used(), self.shown());
         let (slots, ack) = std::mem::take(&mut self.ack);
         let (found, certain) = std::mem::take(&mut self.state);
         let (mut state, mut seqs) = state_for(found, &options, used)?;
@@ -216,7 +222,7 @@ impl Recovered {
         let deliverable = deliverable(&mut reader, first_carried.unwrap_or(seqs.peek()));
         let parking = parking(&self.main_options, self.parked);
         let start = watermark::Start {
-            assigned: Seq(seqs.peek().0.saturating_sub(1)),
+            assigned: Seq(shown_seqs.saturating_sub(1)),
             read: tracker.released(),
             end: end.max(log.witness().0),
             shown: log.witness().0,
@@ -238,6 +244,7 @@ impl Recovered {
             tracker: Mutex::new(tracker),
             reader: Mutex::new(reader),
             any_parked: AtomicBool::new(!parking.channels.is_empty()),
+            kept: Mutex::new(None),
             parked_view: Mutex::new(parking.view()),
             parking: Mutex::new(parking),
             marks: Arc::new(Watermark::new(start)),
@@ -339,8 +346,8 @@ fn run(
     certain: bool,
     lock: Vec<DirLock>,
 ) -> Result<FileQueue, OpenError> {
-    let node_id = shared.state().record.node_id.clone();
     let shared = Arc::new(shared);
+    let first = seqs.peek();
     let now = options.clock.mono();
     let appender = Appender {
         shared: shared.clone(),
@@ -360,7 +367,7 @@ fn run(
     ];
     let threads: io::Result<Vec<_>> = threads.into_iter().collect();
     let threads = Mutex::new(threads.map_err(at(&options.path))?);
-    Ok(FileQueue { shared, threads, node_id, fresh: !certain, _lock: lock })
+    Ok(FileQueue { shared, threads, first, fresh: !certain, _lock: lock })
 }
 
 pub(super) fn suffixed(path: &Path, suffix: &str) -> PathBuf {

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::atomic::Ordering;
 
 use super::ack::{AckRecord, ParkedRecord, Tracker};
-use super::handle::{Shared, lock};
+use super::handle::{Kept, Shared, lock};
 use super::log::LogOptions;
 use super::parked::ParkedLog;
 use super::reader::Reading;
@@ -235,7 +235,9 @@ impl Shared {
         // what a crash left in both logs is passed over in the main one while its channel is parked
         let drained = lease.is_none() && tracker.under_way() == 0 && main_at >= log.last();
         log.look();
-        if drained && !lock(&self.tracker).holds(channel) {
+        // the storage may yet turn out to lack what it took last
+        let may_go = lock(&self.kept).as_ref().is_none_or(|kept| kept.of(channel) >= log.last());
+        if drained && may_go && !lock(&self.tracker).holds(channel) {
             self.bring_back(&mut parking, channel)?;
         }
         self.show(&parking);
@@ -295,13 +297,17 @@ impl Shared {
     pub(super) fn keep_parked(
         parking: &mut Parking,
         before: &AckRecord,
+        kept: Option<&Kept>,
     ) -> (BTreeMap<String, ParkedRecord>, Vec<(ChannelName, u64)>) {
         let mut records = BTreeMap::new();
         let mut unneeded = Vec::new();
         for (channel, aside) in &mut parking.channels {
             let Some(log) = &mut aside.log else { continue };
             let old = before.parked.get(channel.as_str());
-            let record = log.record(old);
+            let mut record = log.record(old);
+            if let Some(kept) = kept {
+                record.oldest = record.oldest.min(log.index.holding_above(kept.of(channel)));
+            }
             unneeded.push((channel.clone(), old.map_or(0, |o| o.oldest).min(record.oldest)));
             records.insert(channel.to_string(), record);
         }

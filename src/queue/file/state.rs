@@ -2,6 +2,7 @@
 //!
 //! Does not know the log.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -31,6 +32,45 @@ pub struct NodeState {
     /// Acknowledged damage: a start that finds it again says nothing.
     #[serde(default)]
     pub acknowledged: Vec<Damage>,
+    /// What is known of this node's history beside its id.
+    #[serde(default)]
+    pub history: Past,
+}
+
+/// What a node knows of its own history.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Past {
+    /// The last seq that the present id shares with the one before it; `None` for the first of all.
+    #[serde(default)]
+    pub since: Option<u64>,
+    /// The ids before it, the oldest first, each with its own `since`.
+    #[serde(default)]
+    pub ids: Vec<(String, Option<u64>)>,
+    /// How often the origin had been taken in the storage when this node last took it.
+    #[serde(default)]
+    pub epoch: u64,
+    /// Rows of ours from this seq on were being put back.
+    #[serde(default)]
+    pub recovering: Option<u64>,
+    /// How far each channel's events were released, as the storage was told before; `*` is the least
+    /// of all channels.
+    #[serde(default)]
+    pub released: BTreeMap<String, u64>,
+}
+
+/// So many former ids are known by name.
+const MOST_IDS: usize = 32;
+
+impl NodeState {
+    /// Goes by another id, whose history parts from the present one's behind `since`.
+    pub fn renew(&mut self, id: String, since: u64) {
+        let old = std::mem::replace(&mut self.node_id, id);
+        let history = &mut self.history;
+        history.ids.push((old, history.since.replace(since)));
+        let more = history.ids.len().saturating_sub(MOST_IDS);
+        history.ids.drain(..more);
+        history.recovering = None;
+    }
 }
 
 /// The file and its record.

@@ -16,6 +16,7 @@ use super::reader::LOOK_AGAIN;
 use super::shared::{Contact, NOT_CERTAIN, Shared, Stage, lock};
 use crate::event::{Batch, Event, Seq};
 use crate::fsx::DirLock;
+use crate::queue::file::state::NodeState;
 use crate::queue::accounts::Outcome;
 use crate::queue::{
     AppendError, Appended, DeadLetterError, DeadReason, Lease, LeaseLimit, ParkError, Queue,
@@ -37,7 +38,7 @@ pub(super) struct Tasks {
 pub struct RedisQueue {
     pub(super) shared: Arc<Shared>,
     pub(super) tasks: Mutex<Option<Tasks>>,
-    pub(super) node_id: String,
+    pub(super) first: Seq,
     pub(super) fresh: bool,
     pub(super) _lock: Vec<DirLock>,
 }
@@ -50,10 +51,24 @@ impl RedisQueue {
         self.fresh
     }
 
-    /// This node's id.
+    /// What this node knows of itself.
     #[must_use]
-    pub fn node_id(&self) -> &str {
-        &self.node_id
+    pub fn node(&self) -> NodeState {
+        lock(&self.shared.node).record.clone()
+    }
+
+    /// Changes that durably. Blocks on the disk.
+    ///
+    /// # Errors
+    /// What the disk says; then nothing has changed.
+    pub fn change_node(&self, change: impl FnOnce(&mut NodeState)) -> std::io::Result<()> {
+        lock(&self.shared.node).update(change)
+    }
+
+    /// The first seq that this start may give out.
+    #[must_use]
+    pub fn first_seq(&self) -> Option<Seq> {
+        Some(self.first)
     }
 
     /// A seq of ours was seen somewhere.

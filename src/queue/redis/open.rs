@@ -104,7 +104,7 @@ impl RedisQueue {
         let found = crate::task::blocking(move || Found::look(&opening)).await?;
         let Found { node, book, certain, run, lock } = found;
         let seqs = Seqs::new(node.record.ceiling, options.clock.clone());
-        let node_id = node.record.node_id.clone();
+        let first = seqs.peek();
         let spine = options.spine.clone();
         let shared = Arc::new(Shared::new(options, run, node, book, certain));
         let appender = Appender { shared: shared.clone(), seqs };
@@ -114,7 +114,7 @@ impl RedisQueue {
             keeper: spine.task("keeper of Redis", Keeper::new(shared.clone()).run()),
         };
         let tasks = Mutex::new(Some(tasks));
-        let queue = Self { shared, tasks, node_id, fresh: !certain, _lock: lock };
+        let queue = Self { shared, tasks, first, fresh: !certain, _lock: lock };
         queue.wait_for_contact().await?;
         Ok(queue)
     }

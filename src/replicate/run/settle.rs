@@ -59,6 +59,10 @@ impl<S: EventStore, P: Source> Peer<'_, S, P> {
                 self.failed(&Failure::Fault(fault));
             }
             Rest::Failed(failure) => {
+                // another route of the same peer may answer well
+                if matches!(failure, Failure::Status(_)) {
+                    self.stands(key, Standing::Paused, Some(failure.to_string()));
+                }
                 self.failed(&failure);
                 self.lock().turns.want(key);
             }

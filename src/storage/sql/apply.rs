@@ -25,15 +25,17 @@ const UNDO: &str = "ROLLBACK TO SAVEPOINT part";
 const FORGET: &str = "RELEASE SAVEPOINT part";
 
 /// Why a row does not stand in its tables.
-enum Aside {
+pub(super) enum Aside {
+    /// Its identity holds other content.
     Conflict,
+    /// No table takes it, and why.
     Quarantine(String),
 }
 
 /// The rows of a page by table, and what no row can be made of.
-struct Plan<'a> {
-    parts: Vec<(Arc<Table>, Vec<Record<'a>>)>,
-    aside: BTreeMap<Seq, Aside>,
+pub(super) struct Plan<'a> {
+    pub(super) parts: Vec<(Arc<Table>, Vec<Record<'a>>)>,
+    pub(super) aside: BTreeMap<Seq, Aside>,
 }
 
 impl<B: Backend> Inner<B> {
@@ -78,7 +80,7 @@ impl<B: Backend> Inner<B> {
     }
 
     /// What fails there is no outage where it names the data or the table: the channel stops.
-    fn judge_page(e: SqlError, channel: &ChannelName) -> StorageError {
+    pub(super) fn judge_page(e: SqlError, channel: &ChannelName) -> StorageError {
         let SqlError { class, code, text } = e;
         match class {
             Class::Fatal | Class::Reject | Class::AlreadyThere => {
@@ -88,7 +90,7 @@ impl<B: Backend> Inner<B> {
         }
     }
 
-    fn plan_of<'a>(&self, foreign: &'a Foreign, moments: &'a [String]) -> Plan<'a> {
+    pub(super) fn plan_of<'a>(&self, foreign: &'a Foreign, moments: &'a [String]) -> Plan<'a> {
         let channel = self.options.registry.get(foreign.channel.as_str());
         let schema = channel.and_then(|channel| channel.schema());
         let with_raw = schema.is_none() || channel.is_some_and(|channel| channel.store_raw);
@@ -217,7 +219,7 @@ impl<B: Backend> Inner<B> {
     }
 
     /// Whether the tables took all rows but those that are set aside.
-    async fn store_page(
+    pub(super) async fn store_page(
         &self,
         session: &mut B::Session,
         plan: &mut Plan<'_>,
@@ -278,7 +280,7 @@ impl<B: Backend> Inner<B> {
     }
 
     /// Records what does not stand in its tables, each once; as long as that is not too much.
-    async fn set_aside(
+    pub(super) async fn set_aside(
         &self,
         session: &mut B::Session,
         foreign: &Foreign,
@@ -303,6 +305,14 @@ impl<B: Backend> Inner<B> {
             }
             applied.streak = 0;
         }
+        // what is read again and fits today leaves the quarantine
+        if foreign.again.is_some() && self.keeps_any(session, foreign).await? {
+            for stored in &foreign.rows {
+                if !matches!(plan.aside.get(&stored.seq), Some(Aside::Quarantine(_))) {
+                    self.drop_kept(session, foreign, stored.seq).await?;
+                }
+            }
+        }
         let dialect = self.backend.dialect();
         let full = longest >= MAX_STREAK
             || (applied.quarantined > 0
@@ -321,7 +331,7 @@ impl<B: Backend> Inner<B> {
         Ok(count.and_then(|count| count.parse().ok()).unwrap_or(0))
     }
 
-    async fn record_conflict(
+    pub(super) async fn record_conflict(
         &self,
         session: &mut B::Session,
         foreign: &Foreign,
@@ -351,6 +361,11 @@ impl<B: Backend> Inner<B> {
         stored: &StoredRow,
         reason: &str,
     ) -> Result<(), SqlError> {
+        tracing::warn!(
+            origin = %foreign.origin, seq = %stored.seq, channel = %foreign.channel,
+            "event {} of {} fits no table here: it is kept in replicon_quarantine: {reason}",
+            stored.seq, foreign.origin
+        );
         let params = vec![
             name(&foreign.origin),
             seq_param(stored.seq),
@@ -379,7 +394,7 @@ impl<B: Backend> Inner<B> {
 }
 
 /// A page's rows rise and lie not beyond where its cursor will stand, which never goes back.
-fn in_order(foreign: &Foreign) -> Result<(), StorageError> {
+pub(super) fn in_order(foreign: &Foreign) -> Result<(), StorageError> {
     let before = foreign.expect.unwrap_or(Seq(0));
     let rising = foreign.rows.windows(2).all(|pair| pair[0].seq < pair[1].seq);
     let within = foreign.rows.last().is_none_or(|row| row.seq <= foreign.to);

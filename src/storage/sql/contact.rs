@@ -3,7 +3,6 @@
 //! Asked for before anything is written, and again whenever the lock was lost. Whatever fails here is
 //! an outage: nothing was refused to any event.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -11,10 +10,11 @@ use super::dialect::Class;
 use super::route::Part;
 use super::schema::{Difference, Standing, compare};
 use super::session::{Backend, Lock, Param, Session, SqlError, TextRow};
-use super::table::{Index, Table, plan, reading_index, replicon_node, replicon_released};
+use super::table::{Index, Table, plan, reading_index, replicon_node};
 use super::value::timestamptz;
 use super::{Inner, seq_param, whose};
 use crate::event::Seq;
+use crate::storage::history::Found;
 use crate::storage::{CONNECT, Kind, StorageError};
 use crate::task;
 
@@ -91,8 +91,8 @@ impl<B: Backend> Inner<B> {
             Ok(_) => self.last(&mut session).await.map_err(outage),
             Err(_) => Ok(None),
         };
-        let epoch = match (taken, last.is_ok()) {
-            (Ok(epoch), true) => epoch,
+        let found = match (taken, last.is_ok()) {
+            (Ok(found), true) => found,
             (taken, _) => {
                 session.rollback().await;
                 taken?;
@@ -101,7 +101,15 @@ impl<B: Backend> Inner<B> {
             }
         };
         session.commit().await.map_err(outage)?;
-        let node_id = self.state().contact.node_id.clone();
+        let mut state = self.state();
+        let (node_id, epoch) = (state.contact.node_id.clone(), found.epoch);
+        state.taken = Some(epoch);
+        // what an earlier contact found and nobody has looked at yet still counts
+        state.found = Some(match state.found.take() {
+            Some(earlier) => earlier.and(found),
+            None => found,
+        });
+        drop(state);
         Ok(Ready { node_id, epoch, last: last?, facts })
     }
 
@@ -230,41 +238,32 @@ impl<B: Backend> Inner<B> {
         Ok(())
     }
 
-    /// Takes the origin's row; the epoch that is ours now.
-    async fn take(&self, session: &mut B::Session) -> Result<u64, StorageError> {
+    /// Takes the origin's row; what stood there before.
+    async fn take(&self, session: &mut B::Session) -> Result<Found, StorageError> {
         let dialect = self.backend.dialect();
-        let node_id = self.state().contact.node_id.clone();
+        let (contact, taken) = {
+            let state = self.state();
+            (state.contact.clone(), state.taken)
+        };
         let rows = session.rows(&dialect.node_row_exclusive(), &[self.origin()]).await;
         let rows = rows.map_err(outage)?;
-        let text = |row: &TextRow, at: usize| row.get(at).cloned().flatten().unwrap_or_default();
         let now = self.options.clock.wall();
         let now_ms = u64::try_from(now.0 / 1000).unwrap_or(0);
-        let mut since = Param::Null;
-        if let Some(row) = rows.first() {
-            let (owner, host) = (text(row, 1), text(row, 4));
-            let alive = self.released(session).await.map_err(outage)?.get(ALIVE).copied();
-            // a clock that was ahead once is no sign of life
-            let lives = |at: u64| at + SILENCE_MS > now_ms && at < now_ms + 2 * SILENCE_MS;
-            if owner != node_id && alive.is_some_and(lives) {
-                return Err(StorageError::retry(
-                    "origin",
-                    format!(
-                        "{} is written by another node (id {owner} on host {host}), alive within the last 30 s: give each node a node_name of its own",
-                        self.options.origin
-                    ),
-                ));
-            }
-            if let (true, Ok(kept)) = (owner == node_id, text(row, 5).parse()) {
-                since = Param::Int(kept);
-            }
+        let mut released = self.released(session).await.map_err(outage)?;
+        let alive = released.remove(ALIVE);
+        let owner = rows.first().map(|row| text(row, 1));
+        if let (Some(row), Some(owner)) = (rows.first(), &owner)
+            && *owner != contact.node_id
+            && !contact.past.contains(owner)
+        {
+            self.refuse_alive(owner, &text(row, 4), alive, now_ms)?;
         }
         // of a row that is there the epoch goes up; who else read it waits behind this transaction
-        let epoch = match rows.first() {
-            Some(row) => text(row, 2).parse::<u64>().unwrap_or(0).saturating_add(1),
-            None => 1,
-        };
+        let before: u64 = rows.first().map_or(0, |row| text(row, 2).parse().unwrap_or(0));
+        let epoch = before.saturating_add(1);
+        let since = contact.since.map_or(Param::Null, seq_param);
         let mut params = vec![
-            Param::Text(node_id.into()),
+            Param::Text(contact.node_id.into()),
             seq_param(Seq(epoch)),
             Param::Text(timestamptz(now).into()),
             Param::Text(host().into()),
@@ -278,25 +277,31 @@ impl<B: Backend> Inner<B> {
             dialect.node_update()
         };
         session.execute(&sql, &params).await.map_err(outage)?;
-        self.alive(session, now_ms).await.map_err(outage)?;
-        Ok(epoch)
+        self.raise(session, &[(ALIVE, Seq(now_ms))]).await.map_err(outage)?;
+        let stranger = before != taken.unwrap_or(contact.epoch);
+        Ok(Found { owner, stranger, epoch, released })
     }
 
-    /// Each channel's released seq, and when the owner last lived.
-    async fn released(&self, session: &mut B::Session) -> Result<BTreeMap<String, u64>, SqlError> {
-        let rows = session.rows(&self.backend.dialect().released_read(), &[self.origin()]).await?;
-        let pair = |row: &TextRow| match row.as_slice() {
-            [Some(channel), Some(seq)] => Some((channel.clone(), seq.parse().ok()?)),
-            _ => None,
-        };
-        Ok(rows.iter().filter_map(pair).collect())
-    }
-
-    async fn alive(&self, session: &mut B::Session, now_ms: u64) -> Result<(), SqlError> {
-        let sql = self.backend.dialect().released_upsert(1);
-        let params = [self.origin(), Param::Text(ALIVE.into()), seq_param(Seq(now_ms))];
-        debug_assert_eq!(replicon_released().columns.len(), params.len());
-        session.execute(&sql, &params).await.map(drop)
+    /// An error where another node writes as this origin and lives.
+    fn refuse_alive(
+        &self,
+        owner: &str,
+        host: &str,
+        alive: Option<Seq>,
+        now_ms: u64,
+    ) -> Result<(), StorageError> {
+        // a clock that was ahead once is no sign of life
+        let lives = |at: Seq| at.0 + SILENCE_MS > now_ms && at.0 < now_ms + 2 * SILENCE_MS;
+        if !alive.is_some_and(lives) {
+            return Ok(());
+        }
+        Err(StorageError::retry(
+            "origin",
+            format!(
+                "{} is written by another node (id {owner} on host {host}), alive within the last 30 s: give each node a node_name of its own",
+                self.options.origin
+            ),
+        ))
     }
 
     async fn last(&self, session: &mut B::Session) -> Result<Option<Seq>, SqlError> {
@@ -364,7 +369,7 @@ impl<B: Backend> Inner<B> {
     async fn beat(&self) -> Result<(), SqlError> {
         let now_ms = u64::try_from(self.options.clock.wall().0 / 1000).unwrap_or(0);
         let mut session = self.backend.begin().await?;
-        self.alive(&mut session, now_ms).await?;
+        self.raise(&mut session, &[(ALIVE, Seq(now_ms))]).await?;
         session.commit().await
     }
 }
@@ -422,6 +427,11 @@ fn outage(e: SqlError) -> StorageError {
     let SqlError { class, code, text } = e;
     debug_assert!(class != Class::AlreadyThere || !text.is_empty());
     StorageError::retry(code, text)
+}
+
+/// A column of a row; nothing where it is null.
+fn text(row: &TextRow, at: usize) -> String {
+    row.get(at).cloned().flatten().unwrap_or_default()
 }
 
 fn host() -> String {

@@ -356,6 +356,31 @@ pub trait Dialect: Send + Sync {
         let quarantine = table::replicon_quarantine();
         format!("DELETE FROM {} WHERE {}", self.quote(&quarantine.name), identity(self))
     }
+
+    /// Whose rows of which channels are kept, and how many of each, in this order.
+    fn quarantine_groups(&self) -> String {
+        let table = self.quote(&table::replicon_quarantine().name);
+        let (origin, channel) = (self.quote("origin_dc"), self.quote("channel"));
+        // with the table's name, as in [`by_seq`]
+        let grouped = format!("{table}.{origin}, {table}.{channel}");
+        format!(
+            "SELECT {}, {}, {} FROM {table} GROUP BY {grouped} ORDER BY {grouped}",
+            self.cast_text(&format!("{table}.{origin}")),
+            self.cast_text(&format!("{table}.{channel}")),
+            self.cast_text("count(*)")
+        )
+    }
+
+    /// Writes why a row is still kept. Parameters: reason, origin, seq.
+    fn quarantine_reason(&self) -> String {
+        format!(
+            "UPDATE {} SET {} WHERE {} AND {}",
+            self.quote(&table::replicon_quarantine().name),
+            compare(self, "reason", "=", 1, ColumnType::Text),
+            compare(self, "origin_dc", "=", 2, ColumnType::OriginDc),
+            compare(self, "origin_seq", "=", 3, ColumnType::Seq)
+        )
+    }
 }
 
 fn names<D: Dialect + ?Sized>(dialect: &D, names: &[&str]) -> String {

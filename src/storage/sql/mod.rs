@@ -8,6 +8,8 @@
 mod apply;
 pub mod contact;
 pub mod dialect;
+mod history;
+mod mend;
 pub mod mysql;
 mod pooled;
 pub mod postgres;
@@ -25,6 +27,7 @@ pub mod value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::history::Found;
 use super::{Contact, Kind, Refused, Storage, StorageError};
 use crate::channel::Registry;
 use crate::clock::Clock;
@@ -76,6 +79,10 @@ struct Inner<B: Backend> {
 struct State {
     ready: Option<Arc<Ready>>,
     contact: Contact,
+    /// The epoch that this process took last.
+    taken: Option<u64>,
+    /// What contacts found since somebody asked.
+    found: Option<Found>,
     /// Tables that refused a statement: looked at before they are written to again.
     suspects: BTreeSet<String>,
     /// Tables that refused rows lately: for so many batches refusals are looked for first.

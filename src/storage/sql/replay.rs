@@ -129,7 +129,8 @@ impl<B: Backend> Inner<B> {
                 found.iter().filter_map(|row| Some((second_seq(row)?, row))).collect();
             standing.extend(rows.iter().filter_map(|row| {
                 let seq = seq_of(row);
-                found.get(&seq).map(|there| (seq, same_row(table, row, there)))
+                let there = found.get(&seq)?;
+                Some((seq, same_row(table, row, there) || self.same_copy(table, row, there)))
             }));
         }
         Ok(standing)
@@ -141,7 +142,7 @@ fn second_seq(row: &TextRow) -> Option<Seq> {
 }
 
 /// Raw rows by channel, moment and payload as a tree; structured ones by their mapped columns.
-fn same_row(table: &Table, ours: &Record<'_>, there: &TextRow) -> bool {
+pub(super) fn same_row(table: &Table, ours: &Record<'_>, there: &TextRow) -> bool {
     let raw = table.columns.iter().any(|c| c.ty == ColumnType::JsonDoc);
     let text = |at: usize| there.get(at).and_then(|text| text.as_deref());
     if raw {

@@ -133,7 +133,7 @@ impl<B: Backend> Clone for SqlStorage<B> {
 
 impl<B: Backend> Inner<B> {
     /// What a statement gives.
-    async fn look(
+    pub(super) async fn look(
         self: &Arc<Self>,
         sql: &str,
         params: &[Param<'_>],
@@ -158,7 +158,10 @@ impl<B: Backend> Inner<B> {
     }
 
     /// Whether a table was seen standing; one that goes away later says so when it is read.
-    async fn stands_there(self: &Arc<Self>, table: &Table) -> Result<bool, StorageError> {
+    pub(super) async fn stands_there(
+        self: &Arc<Self>,
+        table: &Table,
+    ) -> Result<bool, StorageError> {
         if self.state().standing.contains(&table.name) {
             return Ok(true);
         }
@@ -218,7 +221,7 @@ impl<B: Backend> Inner<B> {
 
     /// Rows of one table, and whether there may be more. Read in pieces, so that few large rows do not
     /// take the room of many.
-    async fn rows_of(
+    pub(super) async fn rows_of(
         &self,
         session: &mut B::Session,
         table: &Table,

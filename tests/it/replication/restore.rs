@@ -1,7 +1,7 @@
-//! Databases and directories that go back: no identity is used twice, nothing is dropped silently, and
-//! sets are equal again, by themselves or after `recover`.
+//! Databases and directories that go back or are gone: no identity is used twice, nothing is dropped
+//! silently, and sets are equal again, by themselves or after `recover`.
 //!
-//! Attacks I3 and I6, H73 to H76, and R9 of the goals.
+//! Attacks I3 and I6, H73 to H77, and R9 of the goals.
 
 use std::path::Path;
 
@@ -9,6 +9,74 @@ use super::{Cluster, SOON};
 use crate::sql::site::Site;
 use crate::support::proxy::Link;
 use crate::support::{replicon, wait_until};
+
+/// The rows of the node that loses something.
+const OF_DC1: &str = "events_raw WHERE origin_dc = 'dc1'";
+
+/// What happens to dc1 while it does not run.
+#[derive(Clone, Copy, Debug)]
+enum Loss {
+    /// This part of its directory is again what it was.
+    Back(&'static str),
+    /// This part of its directory is gone.
+    Wiped(&'static str),
+    /// Its database on a server is again what it was.
+    Dump,
+}
+
+impl Loss {
+    /// Whether events of dc1 are gone at dc1.
+    fn of_events(self) -> bool {
+        !matches!(self, Self::Back("data/queue") | Self::Wiped("data/queue"))
+    }
+
+    /// Remembers how it is.
+    fn keep(self, site: &Site) {
+        let dir = site.path();
+        match self {
+            Self::Back(part) => copy(&dir.join(part), &dir.join("kept")),
+            Self::Wiped(_) => {}
+            Self::Dump => {
+                nobody_there(site);
+                site.server().admin("CREATE DATABASE kept TEMPLATE replicon");
+            }
+        }
+    }
+
+    fn strike(self, site: &Site) {
+        let dir = site.path();
+        match self {
+            Self::Back(part) => {
+                std::fs::remove_dir_all(dir.join(part)).unwrap();
+                copy(&dir.join("kept"), &dir.join(part));
+            }
+            Self::Wiped(part) => {
+                std::fs::remove_dir_all(dir.join(part)).unwrap();
+                if !self.of_events() {
+                    // nobody has written there for a while, so that another directory may
+                    site.sql("UPDATE replicon_released SET released_seq = 1 WHERE channel = ''");
+                }
+            }
+            Self::Dump => {
+                nobody_there(site);
+                site.server().admin("DROP DATABASE replicon");
+                site.server().admin("CREATE DATABASE replicon TEMPLATE kept OWNER replicon");
+            }
+        }
+    }
+}
+
+/// A database that somebody uses can be neither copied nor dropped.
+fn nobody_there(site: &Site) {
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'replicon'";
+    wait_until(SOON, "a database that nobody uses", || match site.server().admin(sessions) {
+        count if count.trim() == "0" => Ok(()),
+        other => {
+            site.server().end_sessions();
+            Err(other)
+        }
+    });
+}
 
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
@@ -28,65 +96,127 @@ fn id_of(cluster: &Cluster, at: usize) -> String {
     cluster.node(at).health()["node_id"].as_str().unwrap().to_owned()
 }
 
-/// Keeps a part of dc1's directory, lets it go on, and gives that part back.
-fn goes_back(part: &str, cluster: &mut Cluster) -> String {
-    cluster.post_everywhere(10);
-    cluster.settled(30);
-    let id = id_of(cluster, 0);
-    let dir = cluster.members[0].site.path().to_owned();
-    cluster.stop(0);
-    copy(&dir.join(part), &dir.join("kept"));
-    cluster.begin(0);
-    // dc3 does not see what comes now
-    cluster.between(0, 2, Link::Cut);
-    cluster.between(1, 2, Link::Cut);
-    cluster.post(0, "events_raw", 50);
-    wait_until(SOON, "dc2 to have pulled it", || match cluster.rows(1, "events_raw").len() {
-        110 => Ok(()),
-        other => Err(format!("{other} rows")),
+/// Until the log of dc1 holds nothing but what came last: an event that only the database has is not
+/// written again from there.
+fn log_is_short(cluster: &Cluster) {
+    let queue = cluster.members[0].site.path().join("data/queue");
+    wait_until(SOON, "a log of one segment", || {
+        let names = std::fs::read_dir(&queue).unwrap().map(|entry| entry.unwrap().file_name());
+        let segments: Vec<String> = names
+            .map(|name| name.to_string_lossy().into_owned())
+            .filter(|name| {
+                let number = name.rsplit('.').next().unwrap_or_default();
+                number.len() == 20 && !name.contains(".dead.")
+            })
+            .collect();
+        if segments.len() == 1 { Ok(()) } else { Err(format!("{segments:?}")) }
     });
-    cluster.stop(0);
-    std::fs::remove_dir_all(dir.join(part)).unwrap();
-    copy(&dir.join("kept"), &dir.join(part));
-    cluster.begin(0);
-    cluster.between(0, 2, Link::Open);
-    cluster.between(1, 2, Link::Open);
-    id
 }
 
-fn recover(cluster: &Cluster) {
+/// Until a node holds so many events of dc1.
+fn has_of_dc1(cluster: &Cluster, at: usize, due: usize) {
+    let what = format!("{due} events of dc1 at {}", cluster.members[at].name);
+    wait_until(SOON, &what, || match cluster.count(at, OF_DC1) {
+        count if count == due => Ok(()),
+        other => Err(format!("{other}; {}", cluster.tail(at))),
+    });
+}
+
+/// Runs it at dc1, as soon as that knows which seqs it gives out; what it printed.
+fn recover(cluster: &Cluster) -> String {
     let dir = cluster.members[0].site.path();
     let settings = cluster.settings(0);
-    let mut command = replicon(dir);
-    command.args(["recover", "--from", "dc2"]).args(&settings);
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    wait_until(SOON, "a recover that is done", || {
+        let mut command = replicon(dir);
+        command.args(["recover", "--from", "dc2"]).args(&settings);
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        assert!(said.contains("not settled yet"), "{said}");
+        Err(said)
+    })
 }
 
-fn is_whole_after_recover(part: &str) {
-    let mut cluster = Cluster::start(vec![Site::sqlite(), Site::sqlite(), Site::sqlite()]);
-    let before = goes_back(part, &mut cluster);
+/// dc1 accepts, what both others have seen first, then what dc2 alone has seen; then it loses some of
+/// that, and goes on. It gets it back from dc2, and dc3 gets it from dc1.
+fn drill(dc1: Site, loss: Loss) {
+    let mut cluster = Cluster::start(vec![dc1, Site::sqlite(), Site::sqlite()]);
+    cluster.post_everywhere(10);
+    cluster.settled(30);
+    cluster.stop(0);
+    loss.keep(&cluster.members[0].site);
+    cluster.begin(0);
+    let before = id_of(&cluster, 0);
+    cluster.post(0, "events_raw", 20);
+    // of ten events of `kept` there is a copy
+    has_of_dc1(&cluster, 1, 10 + 10 + 20);
+    has_of_dc1(&cluster, 2, 10 + 10 + 20);
+    cluster.between(0, 2, Link::Cut);
+    cluster.between(1, 2, Link::Cut);
+    cluster.post(0, "events_raw", 30);
+    has_of_dc1(&cluster, 1, 40 + 30);
+    // of what is lost the log holds the last five events, and no others
+    cluster.stop(0);
+    cluster.begin(0);
+    cluster.post(0, "events_raw", 5);
+    has_of_dc1(&cluster, 1, 40 + 30 + 5);
+    log_is_short(&cluster);
+    cluster.stop(0);
+    loss.strike(&cluster.members[0].site);
+    cluster.begin(0);
+
     let after = wait_until(SOON, "another node id", || {
         let id = id_of(&cluster, 0);
         if id == before { Err(id) } else { Ok(id) }
     });
-    // what it accepts now has seqs that nobody has seen
+    // what it accepts from here on has seqs that nobody has seen
     cluster.post(0, "events_raw", 10);
-    recover(&cluster);
-    let counts = cluster.equal_within(SOON);
-    assert_eq!(counts["events_raw"], 60 + 50 + 10, "{counts:?}");
-    for at in 0..3 {
-        let conflicts = cluster.members[at].site.sql("SELECT count(*) FROM replicon_conflicts");
-        assert_eq!(conflicts, "0", "{after}");
+    let said = recover(&cluster);
+    has_of_dc1(&cluster, 0, 75 + 10);
+    if loss.of_events() {
+        assert!(said.contains("put back: ") && said.contains("a new node id"), "{said}");
+        assert_ne!(id_of(&cluster, 0), after, "others must read again what came back");
+    } else {
+        assert!(said.contains("nothing is missing here"), "{said}");
+        assert_eq!(id_of(&cluster, 0), after);
     }
+    // dc3 had read beyond what was gone: it gets all of it, and from dc1 alone
+    cluster.between(0, 2, Link::Open);
+    has_of_dc1(&cluster, 2, 75 + 10);
+    cluster.between(1, 2, Link::Open);
+    let counts = cluster.equal_within(SOON);
+    assert_eq!(counts["events_raw"], 60 + 20 + 30 + 5 + 10, "{counts:?}");
+    cluster.nothing_aside();
 }
 
 #[test]
 fn a_database_from_an_old_copy_is_whole_again_after_recover() {
-    is_whole_after_recover("data/db");
+    drill(Site::sqlite(), Loss::Back("data/db"));
+}
+
+#[test]
+fn a_database_of_postgres_from_an_old_dump_is_whole_again_after_recover() {
+    drill(Site::postgres(), Loss::Dump);
+}
+
+#[test]
+fn a_directory_that_goes_back_loses_nothing() {
+    drill(Site::sqlite(), Loss::Back("data/queue"));
 }
 
 #[test]
 fn directory_and_database_that_go_back_together_are_whole_again_after_recover() {
-    is_whole_after_recover("data");
+    drill(Site::sqlite(), Loss::Back("data"));
+}
+
+#[test]
+fn a_wiped_directory_beside_its_database_loses_nothing() {
+    drill(Site::sqlite(), Loss::Wiped("data/queue"));
+}
+
+#[test]
+fn a_node_of_the_same_name_on_an_empty_disk_gets_its_events_back() {
+    drill(Site::sqlite(), Loss::Wiped("data"));
 }

@@ -4,6 +4,7 @@
 //! Knows nothing of what is tested.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -86,10 +87,10 @@ impl Server {
         each!(self, server => server.dsn(database))
     }
 
-    fn sql(&self, text: &str) -> String {
+    fn sql(&self, database: &str, text: &str) -> String {
         match self {
-            Self::Postgres(server) => server.psql(DATABASE, text),
-            Self::Mysql(server) => server.sql(DATABASE, text),
+            Self::Postgres(server) => server.psql(database, text),
+            Self::Mysql(server) => server.sql(database, text),
         }
     }
 
@@ -132,12 +133,14 @@ impl Server {
 pub(crate) struct Site {
     dir: TempDir,
     /// Without one it is SQLite.
-    server: Option<Server>,
+    server: Option<Arc<Server>>,
+    /// Its own one there.
+    database: String,
 }
 
 impl Site {
     pub(crate) fn sqlite() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), server: None }
+        Self { dir: tempfile::tempdir().unwrap(), server: None, database: String::new() }
     }
 
     pub(crate) fn postgres() -> Self {
@@ -165,8 +168,14 @@ impl Site {
     }
 
     fn on(server: Server) -> Self {
-        server.database(DATABASE);
-        Self { dir: tempfile::tempdir().unwrap(), server: Some(server) }
+        Self::on_shared(&Arc::new(server), DATABASE)
+    }
+
+    /// On a server that others use too, in a database of that name.
+    pub(crate) fn on_shared(server: &Arc<Server>, database: &str) -> Self {
+        server.database(database);
+        let (server, database) = (Some(server.clone()), database.to_owned());
+        Self { dir: tempfile::tempdir().unwrap(), server, database }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -174,15 +183,15 @@ impl Site {
     }
 
     pub(crate) fn kind(&self) -> Kind {
-        self.server.as_ref().map_or(Kind::Sqlite, Server::kind)
+        self.server.as_deref().map_or(Kind::Sqlite, Server::kind)
     }
 
     pub(crate) fn server(&self) -> &Server {
-        self.server.as_ref().unwrap()
+        self.server.as_deref().unwrap()
     }
 
     pub(crate) fn server_mut(&mut self) -> &mut Server {
-        self.server.as_mut().unwrap()
+        Arc::get_mut(self.server.as_mut().unwrap()).expect("a server of its own")
     }
 
     /// The server of a site that has MariaDB or MySQL.
@@ -196,7 +205,7 @@ impl Site {
     /// What a node is told of its storage.
     pub(crate) fn settings(&self) -> Vec<String> {
         match &self.server {
-            Some(server) => server.settings(&server.dsn(DATABASE)),
+            Some(server) => server.settings(&server.dsn(&self.database)),
             None => set(&["storage_backend=sqlite", &format!("storage_sqlite_path={SQLITE}")]),
         }
     }
@@ -219,7 +228,7 @@ impl Site {
     /// Runs SQL; what it prints, columns separated by `|`.
     pub(crate) fn sql(&self, text: &str) -> String {
         match &self.server {
-            Some(server) => server.sql(text),
+            Some(server) => server.sql(&self.database, text),
             None => sqlite(&self.path().join(SQLITE), text),
         }
     }

@@ -5,6 +5,7 @@
 pub mod client;
 pub mod ledger;
 pub mod mysql;
+pub mod netns;
 pub mod postgres;
 pub mod proxy;
 pub mod redis;

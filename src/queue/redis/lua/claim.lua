@@ -8,7 +8,7 @@ local own = redis.call('HMGET', owner, 'origin', 'node_id', 'run', 'beat')
 if own[1] and own[1] ~= ARGV[2] then return {'origin', own[1]} end
 if own[1] and own[3] ~= ARGV[1] then
   local silent = now - tonumber(own[4] or '0')
-  local ours = own[2] == ARGV[3] and own[3] and string.find(ARGV[6], string.match(own[3], '^[^.]+'), 1, true)
+  local ours = own[3] and string.find(ARGV[6], string.match(own[3], '^[^.]+'), 1, true)
   if not ours and silent >= 0 and silent < tonumber(ARGV[4]) then
     return {'alive', own[2], tostring(silent)}
   end

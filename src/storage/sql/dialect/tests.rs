@@ -174,6 +174,24 @@ fn parameters_go_on_from_row_to_row() {
 }
 
 #[test]
+fn what_is_kept_is_counted_by_origin_and_channel_and_given_another_reason() {
+    assert_eq!(
+        Sqlite.quarantine_groups(),
+        "SELECT CAST(\"replicon_quarantine\".\"origin_dc\" AS text), \
+         CAST(\"replicon_quarantine\".\"channel\" AS text), CAST(count(*) AS text) \
+         FROM \"replicon_quarantine\" \
+         GROUP BY \"replicon_quarantine\".\"origin_dc\", \"replicon_quarantine\".\"channel\" \
+         ORDER BY \"replicon_quarantine\".\"origin_dc\", \"replicon_quarantine\".\"channel\""
+    );
+    assert_eq!(
+        Postgres.quarantine_reason(),
+        "UPDATE \"replicon_quarantine\" SET \"reason\" = $1::text \
+         WHERE \"origin_dc\" = $2::text AND \"origin_seq\" = $3::bigint"
+    );
+    assert!(Mysql.quarantine_groups().contains("CAST(count(*) AS CHAR)"));
+}
+
+#[test]
 fn a_session_of_postgres_never_weakens_a_commit() {
     let raise = Postgres.session_setup()[0];
     assert!(raise.ends_with("WHERE current_setting('synchronous_commit') = 'off'"), "{raise}");
