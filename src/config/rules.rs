@@ -64,9 +64,6 @@ fn replication(settings: &Settings, problems: &mut Vec<Problem>) {
             ),
         );
     }
-    if settings.text("queue_backend") == "redis" {
-        problem("queue_backend", format!("{on} = true needs queue_backend = file in this release"));
-    }
     if settings.text("replication_token").is_empty() {
         problem(
             "replication_token",

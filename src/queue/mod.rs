@@ -323,7 +323,8 @@ impl AnyQueue {
     pub fn marks(&self) -> Option<Arc<Watermark>> {
         match self {
             Self::File(q) => Some(q.marks()),
-            Self::Redis(_) | Self::Memory(_) => None,
+            Self::Redis(q) => Some(q.marks()),
+            Self::Memory(_) => None,
         }
     }
 

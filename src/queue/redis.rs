@@ -33,6 +33,14 @@
 //! ours makes Redis refuse the group's first entry, hence all: its seqs are void, and the next ones are
 //! drawn above that entry. Nothing is handed out before its group is decided.
 //!
+//! # Reading
+//!
+//! One script reads for a consumer, what is pending first: it compares `run`, so that a reading which
+//! comes late hands out nothing. Where the stream holds less than is counted it reads nothing at all,
+//! and where another consumer was handed new entries they are handed out once more, to us: so whoever
+//! finds nothing new knows that everything up to there is in hand, set aside or resolved. Events go out
+//! in the order of their seqs; what comes again after a loss, or was claimed from others, may be lower.
+//!
 //! # Releasing
 //!
 //! One script acknowledges, deletes and counts. Where the stream holds nothing but what we count, all

@@ -1,7 +1,7 @@
 //! Storage in one file: a JSON line an event, for simple set-ups and for looking at.
 //!
-//! Does not know the queue. One lane and one position for all channels, seqs rising: what stands
-//! there already is everything up to the last line's seq.
+//! Does not know the queue. One lane and one position for all channels, seqs rising: what comes again
+//! at or below the last line's seq stands there already, or is refused, since it comes too late.
 //!
 //! A line of ours is
 //! `{"origin_dc":…,"origin_seq":…,"node_name":…,"channel":…,"received_at":…,"json_data":<payload>}`;
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::{Contact, Refused, Storage, StorageError};
+use super::{Contact, Kind, Refused, Storage, StorageError};
 use crate::clock::{Clock, rfc3339};
 use crate::event::{Event, Micros, Origin, Seq};
 use crate::fsx::{DirLock, Disk, DiskFile, durable_dir, parent, read_full};
@@ -180,24 +180,51 @@ fn still_there(open: &Open, options: &Options) -> bool {
     same().unwrap_or(false)
 }
 
-/// Writes what is not there yet behind the last synced line, and syncs it.
+/// Those of events at or below the last line that have none: a queue may find an event again that was
+/// lost, or in another's hands, when later ones were written already.
+fn too_late(
+    open: &Open,
+    options: &Options,
+    events: &[Event],
+) -> Result<Vec<Refused>, StorageError> {
+    if events.is_empty() {
+        return Ok(Vec::new());
+    }
+    let path = &options.path;
+    let seqs: Vec<Seq> = events.iter().map(|event| event.seq).collect();
+    let missing = tail::missing(&*open.file, open.end, &options.origin, &seqs);
+    let refused = |seq| {
+        let text = format!(
+            "later events had been written to {} when it came, and the file only grows: `replicon dlq retry` puts it back under a new seq",
+            path.display()
+        );
+        let (kind, code) = (Kind::Reject, "out_of_order".to_owned());
+        Refused { seq, error: StorageError { kind, code, text, channel: None } }
+    };
+    let missing = missing.map_err(|e| outage("cannot read", path, &e))?;
+    Ok(missing.into_iter().map(refused).collect())
+}
+
+/// Writes what is not there yet behind the last synced line, and syncs it; what comes too late.
 fn append(
     open: &mut Open,
     options: &Options,
     head: &LineHead,
     events: &[Event],
-) -> Result<(), StorageError> {
+) -> Result<Vec<Refused>, StorageError> {
     let mut bytes = Vec::with_capacity(events.iter().map(|e| e.payload.len() + 160).sum());
     if open.needs_feed {
         bytes.push(b'\n');
     }
-    let fresh = events.iter().filter(|e| open.last.is_none_or(|last| e.seq > last));
+    let old = open.last.map_or(0, |last| events.partition_point(|e| e.seq <= last));
+    let (again, fresh) = events.split_at(old);
+    let refused = too_late(open, options, again)?;
     let (mut at, mut last) = ((Micros(0), String::new()), None);
     for event in fresh {
         head.write(event, &mut at, &mut bytes);
         last = Some(event.seq);
     }
-    let Some(last) = last else { return Ok(()) };
+    let Some(last) = last else { return Ok(refused) };
     let path = &options.path;
     // after a failed sync the same offset is written again: a sync is never just repeated
     open.file.write_at(&bytes, open.end).map_err(|e| outage("cannot write", path, &e))?;
@@ -209,7 +236,7 @@ fn append(
     open.end += bytes.len() as u64;
     open.last = Some(last);
     open.needs_feed = false;
-    Ok(())
+    Ok(refused)
 }
 
 /// Small batches share a sync: at most one in `sync_every`, and none waits where the last is longer
@@ -254,7 +281,7 @@ impl Storage for FileStorage {
                 // one lane: nothing older than these events is unwritten
                 none => none.insert(connect(&options, first.seq)?),
             };
-            append(open, &options, &head, &events).map(|()| Vec::new())
+            append(open, &options, &head, &events)
         })
         .await
     }

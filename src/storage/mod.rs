@@ -11,7 +11,8 @@
 //!    there, and the same batch is appended again or in pieces.
 //! 4. `stands` tells which events are there with their content, behind every append that is still under way: it is asked
 //!    before a dead letter is written.
-//! 5. A storage with [`Storage::lanes`] of 1 is given rising seqs, one batch at a time.
+//! 5. A storage with [`Storage::lanes`] of 1 is given rising seqs, one batch at a time; what comes again
+//!    at or below its place stands there, or is refused, since it comes too late.
 
 pub mod conformance;
 pub mod event_store;

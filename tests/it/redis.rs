@@ -7,8 +7,11 @@ mod bad;
 mod foreign;
 mod kills;
 mod loss;
+mod marks;
 mod outages;
+mod peers;
 mod queue;
+mod reading;
 mod spec;
 mod switch;
 
@@ -23,12 +26,14 @@ use crate::support::mysql::{self, Mysql};
 use crate::support::postgres::Postgres;
 use crate::support::redis::{Kind, Redis};
 use crate::support::sqlite::sqlite;
-use crate::support::{Client, KEY, Node, full_scale, replicon, wait_until};
+use crate::support::{Client, KEY, Node, full_scale, replicon, stored, wait_until};
 
 /// The database that nodes write to.
 const DATABASE: &str = "replicon";
 /// Where that of SQLite lies, under the node's directory.
 const SQLITE: &str = "data/db/replicon.db";
+/// Where the lines lie, where there is no database.
+const LINES: &str = "data/db/events_raw.jsonl";
 /// The stream where nothing else is set.
 const STREAM: &str = "replicon:ingest";
 
@@ -40,6 +45,8 @@ enum Database {
     Sqlite,
     Postgres(Postgres),
     MariaDb(Mysql),
+    /// None: a line an event, in a file.
+    Lines,
 }
 
 /// A directory for a node, its Redis, and the database that it writes to.
@@ -70,6 +77,10 @@ impl Site {
         Self::on(redis, Database::MariaDb(server))
     }
 
+    fn lines(redis: Redis) -> Self {
+        Self::on(redis, Database::Lines)
+    }
+
     fn path(&self) -> &Path {
         self.dir.path()
     }
@@ -82,6 +93,7 @@ impl Site {
                 ("postgres", "storage_postgres_dsn", server.dsn(DATABASE))
             }
             Database::MariaDb(server) => ("mysql", "storage_mysql_dsn", server.dsn(DATABASE)),
+            Database::Lines => ("file", "storage_file_path", LINES.to_owned()),
         };
         all.extend(set(&[&format!("storage_backend={name}"), &format!("{key}={value}")]));
         all
@@ -111,6 +123,7 @@ impl Site {
             Database::Sqlite => sqlite(&self.path().join(SQLITE), text),
             Database::Postgres(server) => server.psql(DATABASE, text),
             Database::MariaDb(server) => server.sql(DATABASE, text),
+            Database::Lines => panic!("a file takes no SQL: {text}"),
         }
     }
 
@@ -119,6 +132,13 @@ impl Site {
             Database::Sqlite => format!("json_extract(json_data, '$.{member}')"),
             Database::Postgres(_) => format!("json_data->>'{member}'"),
             Database::MariaDb(_) => format!("JSON_VALUE(json_data, '$.{member}')"),
+            Database::Lines => {
+                let pair = |line: &Value| {
+                    let n = line["json_data"][member].as_i64().unwrap();
+                    (line["origin_seq"].as_u64().unwrap(), n)
+                };
+                return stored(self.path()).iter().map(pair).collect();
+            }
         };
         let text =
             self.sql(&format!("SELECT origin_seq, {member} FROM events_raw ORDER BY origin_seq"));

@@ -44,6 +44,17 @@ pub(super) struct Acks {
 struct Jobs {
     waiting: VecDeque<Job>,
     next_id: u64,
+    /// What left since a reading was sent; `None` while none is under way.
+    left: Option<Vec<Vec<Held>>>,
+}
+
+/// A reading is under way: what leaves meanwhile stays known until this goes.
+pub(super) struct Reading<'a>(&'a Acks);
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.lock().left = None;
+    }
 }
 
 impl Acks {
@@ -63,10 +74,28 @@ impl Acks {
         heard
     }
 
-    /// Whether a seq waits here.
+    /// Begun before a reading is sent: its answer may hold what is gone by the time that somebody
+    /// looks at it. One at a time.
+    pub fn reading(&self) -> Reading<'_> {
+        self.lock().left = Some(Vec::new());
+        Reading(self)
+    }
+
+    /// These are resolved, and left the stream already.
+    pub fn left(&self, held: Vec<Held>) {
+        if !held.is_empty()
+            && let Some(left) = &mut self.lock().left
+        {
+            left.push(held);
+        }
+    }
+
+    /// Whether a seq waits here, or left while a reading was under way.
     pub fn holds(&self, seq: Seq) -> bool {
-        let here = |job: &Job| job.held.binary_search_by_key(&seq, |held| held.seq).is_ok();
-        self.lock().waiting.iter().any(here)
+        let has = |held: &[Held]| held.binary_search_by_key(&seq, |held| held.seq).is_ok();
+        let jobs = self.lock();
+        let mut left = jobs.left.iter().flatten();
+        jobs.waiting.iter().any(|job| has(&job.held)) || left.any(|held| has(held))
     }
 
     /// Forgets what waits: after a loss Redis may have it again, and then it comes again.
@@ -98,8 +127,13 @@ impl Acks {
 
     /// Redis knows of that one.
     fn finish(&self, id: u64) {
-        let job = self.lock().waiting.pop_front_if(|job| job.id == id);
-        if let Some(done) = job.and_then(|job| job.done) {
+        let mut jobs = self.lock();
+        let Some(job) = jobs.waiting.pop_front_if(|job| job.id == id) else { return };
+        if let Some(left) = &mut jobs.left {
+            left.push(job.held);
+        }
+        drop(jobs);
+        if let Some(done) = job.done {
             let _ = done.send(());
         }
     }
@@ -234,6 +268,24 @@ mod tests {
         assert!(!acks.holds(Seq(2)));
         acks.clear();
         assert!(acks.is_empty() && second.try_recv().is_err());
+    }
+
+    #[test]
+    fn what_leaves_while_a_reading_is_under_way_is_known_until_it_is_looked_at() {
+        let acks = Acks::default();
+        let _first = acks.push(held(&[1, 2]), true, true);
+        let _second = acks.push(held(&[4]), true, true);
+        acks.left(held(&[9]));
+        let reading = acks.reading();
+        acks.finish(0);
+        acks.left(held(&[3]));
+        assert!([1, 2, 3, 4].into_iter().all(|seq| acks.holds(Seq(seq))));
+        assert!(!acks.holds(Seq(9)), "it left before the reading was sent");
+        assert_eq!(acks.events(), 1, "none of them waits any more");
+        drop(reading);
+        assert!(!acks.holds(Seq(2)) && !acks.holds(Seq(3)) && acks.holds(Seq(4)));
+        acks.finish(1);
+        assert!(acks.is_empty() && !acks.holds(Seq(4)));
     }
 
     #[test]

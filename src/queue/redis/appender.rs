@@ -293,22 +293,24 @@ impl Appender {
         self.shared.options.append_seconds.observe(took.as_secs_f64());
         let last = flight.last;
         let outcome = self.read(link, flight)?;
-        let group = lock(&self.shared.undecided).pop_front_if(|group| group.last == last);
-        let Some(group) = group else {
+        // held to the end: groups are decided in their order, whoever decides
+        let shared = self.shared.clone();
+        let mut undecided = lock(&shared.undecided);
+        let Some(group) = undecided.pop_front_if(|group| group.last == last) else {
             return Err(Broken::Silent("another connection has settled what it sent".to_owned()));
         };
         match outcome {
             Outcome::Stored(synced) => {
-                self.shared.stored(group, &synced);
+                shared.stored(group, &synced);
                 Ok(true)
             }
             Outcome::Skipped(reason) => {
-                self.shared.go_on_from(group.last);
-                self.shared.void(group, &AppendError::Unavailable { reason });
+                shared.go_on_from(group.last);
+                shared.void(group, &AppendError::Unavailable { reason });
                 Ok(true)
             }
             Outcome::Void(reason) => {
-                self.shared.void(group, &AppendError::Unavailable { reason });
+                shared.void(group, &AppendError::Unavailable { reason });
                 Ok(false)
             }
             Outcome::Above(id) => {
@@ -316,7 +318,7 @@ impl Appender {
                 let reason = format!(
                     "another program has put entry {id} into the stream, above the next seq; nothing of this request is stored, and the next one is taken"
                 );
-                self.shared.void(group, &AppendError::Unavailable { reason });
+                shared.void(group, &AppendError::Unavailable { reason });
                 Ok(false)
             }
         }

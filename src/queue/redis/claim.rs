@@ -13,7 +13,7 @@ use crate::queue::accounts::Load;
 /// Another process must have been silent for so long before its stream is taken over.
 const SILENT_SECONDS: u64 = 30;
 /// How many entries are claimed at once.
-const AT_ONCE: usize = 1000;
+const AT_ONCE: u64 = 1000;
 
 /// What the stream holds.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +24,8 @@ pub(super) struct Claimed {
     pub top: EntryId,
     /// The first entry that stands there.
     pub first: Option<EntryId>,
+    /// The last id that the group was handed.
+    pub handed: EntryId,
     /// Entries, those of other programs included.
     pub len: u64,
     /// Dead letters.
@@ -84,8 +86,9 @@ fn claimed(rest: &mut std::vec::IntoIter<Reply>) -> Result<Claimed, Broken> {
     let known = next(rest)?.text()? == "known";
     let top = EntryId::read(&next(rest)?.text()?).unwrap_or_default();
     let first = EntryId::read(&next(rest)?.text()?);
+    let handed = EntryId::read(&next(rest)?.text()?).unwrap_or_default();
     let (len, letters) = (next(rest)?.number()?, next(rest)?.number()?);
-    let mut claimed = Claimed { known, top, first, len, letters, ..Claimed::default() };
+    let mut claimed = Claimed { known, top, first, handed, len, letters, ..Claimed::default() };
     let mut loads: std::collections::BTreeMap<ChannelName, Load> =
         std::collections::BTreeMap::new();
     for (field, value) in next(rest)?.pairs()? {
@@ -114,14 +117,16 @@ fn claimed(rest: &mut std::vec::IntoIter<Reply>) -> Result<Claimed, Broken> {
 }
 
 /// What the group's other consumers hold, followed to its end: that of channels that are set aside
-/// stays with theirs, everything else is ours from now on. The channels, and how much was claimed.
+/// stays with theirs, everything else is ours from now on. `reread` turns true before anything is
+/// taken, since an answer may be lost: from then on nobody knows what is pending here. The channels.
 pub(super) async fn gather(
     shared: &Shared,
     link: &Link,
-) -> Result<(Vec<ChannelName>, u64), Broken> {
+    reread: &mut bool,
+) -> Result<Vec<ChannelName>, Broken> {
     let mut ask = redis::cmd("XINFO");
     ask.arg("CONSUMERS").arg(&shared.keys.stream).arg(&shared.keys.group);
-    let (mut parked, mut claimed) = (Vec::new(), 0);
+    let mut parked = Vec::new();
     for consumer in link.work.ask(&ask).await?.list()? {
         let facts = consumer.pairs()?;
         let fact = |name: &str| facts.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
@@ -131,39 +136,34 @@ pub(super) async fn gather(
         }
         match shared.keys.parked_channel(name) {
             Some(channel) => parked.push(channel),
-            None => claimed += claim_all_of(shared, link, name).await?,
+            None => {
+                *reread = true;
+                take_over(shared, link, name).await?;
+            }
         }
     }
-    Ok((parked, claimed))
+    Ok(parked)
 }
 
-async fn claim_all_of(shared: &Shared, link: &Link, consumer: &str) -> Result<u64, Broken> {
+async fn take_over(shared: &Shared, link: &Link, consumer: &str) -> Result<(), Broken> {
     let (mut from, mut claimed) = ("-".to_owned(), 0);
     loop {
-        let mut pending = redis::cmd("XPENDING");
-        pending.arg(&shared.keys.stream).arg(&shared.keys.group);
-        pending.arg(&from).arg("+").arg(AT_ONCE).arg(consumer);
-        let found = link.work.ask(&pending).await?.list()?;
-        let n = found.len();
-        let mut ids = Vec::with_capacity(n);
-        for entry in found {
-            ids.push(next(&mut entry.list()?.into_iter())?.text()?);
-        }
-        let Some(last) = ids.last() else { break };
-        from = format!("({last}");
-        let mut claim = redis::cmd("XCLAIM");
-        claim.arg(&shared.keys.stream).arg(&shared.keys.group).arg(&shared.keys.consumer).arg(0);
-        claim.arg(&ids).arg("JUSTID");
-        link.work.ask(&claim).await?;
-        claimed += n as u64;
+        let mut call = link.scripts.call(Script::Take, 6, 128);
+        call.arg(&*link.run).arg(&shared.keys.group).arg(consumer).arg(&shared.keys.consumer);
+        call.arg(&from).arg(AT_ONCE);
+        let (word, mut rest) = link.work.ask(&call).await?.word()?;
+        check(&word, "taken")?;
+        let n = next(&mut rest)?.number()?;
+        claimed += n;
         if n < AT_ONCE {
             break;
         }
+        from = format!("({}", next(&mut rest)?.text()?);
     }
     tracing::warn!(
         consumer,
         "{claimed} entries that consumer {consumer} had taken from the stream {} and not acknowledged are taken over",
         shared.keys.stream
     );
-    Ok(claimed)
+    Ok(())
 }

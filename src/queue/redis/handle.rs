@@ -11,18 +11,19 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 
 use super::keeper::note;
-use super::leases::Held;
+use super::leases::{Aside, Held};
 use super::reader::LOOK_AGAIN;
 use super::shared::{Contact, NOT_CERTAIN, Shared, Stage, lock};
 use crate::event::{Batch, Event, Seq};
 use crate::fsx::DirLock;
-use crate::queue::file::state::NodeState;
 use crate::queue::accounts::Outcome;
+use crate::queue::file::state::NodeState;
 use crate::queue::{
     AppendError, Appended, DeadLetterError, DeadReason, Lease, LeaseLimit, ParkError, Queue,
     QueueStats, QueueStopped, Source,
 };
 use crate::seq::Witness;
+use crate::watermark::Watermark;
 
 /// How long the last answers are waited for at a stop, beyond what a command may take.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
@@ -49,6 +50,12 @@ impl RedisQueue {
     #[must_use]
     pub fn is_fresh(&self) -> bool {
         self.fresh
+    }
+
+    /// How far each channel is resolved; nothing is before the stream was met.
+    #[must_use]
+    pub fn marks(&self) -> Arc<Watermark> {
+        self.shared.marks.clone()
     }
 
     /// What this node knows of itself.
@@ -208,7 +215,9 @@ impl Queue for RedisQueue {
         let is_dead = |held: &Held| dead.binary_search(&held.seq).is_ok();
         let heard = {
             let _gate = self.shared.gate.read().await;
-            let done = lock(&self.shared.leases).done(&lease.from, lease.id);
+            // held to the end: whoever reads an event again finds it in one place or the other
+            let mut leases = lock(&self.shared.leases);
+            let done = leases.done(&lease.from, lease.id);
             debug_assert!(done.is_some(), "a lease is acked once");
             let Some((mut held, sure)) = done else { return };
             let outcome = |held: &Held| {
@@ -216,8 +225,16 @@ impl Queue for RedisQueue {
             };
             let group = held.iter().map(|held| (Some(&held.channel), held.load, outcome(held)));
             self.shared.accounts.resolved(group);
+            // whatever becomes of it in Redis, it stands in storage or is a dead letter
+            self.shared.marks.with(|marks| match &lease.from {
+                Source::Main => marks.resolved(lease.id),
+                Source::Parked(channel) => {
+                    let oldest = leases.aside(channel).and_then(Aside::oldest);
+                    marks.parked_to(channel, oldest.unwrap_or_default());
+                }
+            });
             // those left the stream with their letters
-            held.retain(|held| !is_dead(held));
+            self.shared.acks.left(held.extract_if(.., |held| is_dead(held)).collect());
             let from_main = lease.from == Source::Main;
             (!held.is_empty()).then(|| self.shared.acks.push(held, sure, from_main))
         };

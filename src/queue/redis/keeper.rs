@@ -12,13 +12,14 @@ use super::claim::{self, Claim, Claimed};
 use super::connection::{Broken, Wire, next};
 use super::durability::{self, Server};
 use super::entry::Names;
-use super::loss;
+use super::loss::{self, Loads};
 use super::scripts::{Script, Scripts};
 use super::shared::{Contact, Link, Shared, Stage, lock};
 use crate::event::{ChannelName, Seq};
 use crate::queue::AppendError;
 use crate::seq::{Witness, belief_bound};
 use crate::task;
+use crate::watermark::Start;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(20);
 /// The link is back within 5 s of Redis.
@@ -54,7 +55,8 @@ pub(super) struct Keeper {
     /// The stream was had at least once.
     met: bool,
     warned: bool,
-    /// Entries were claimed back: all that is pending is read again with the next link.
+    /// Entries were claimed back, or may have been: all that is pending is read again with the next
+    /// link.
     reread: bool,
     names: Names,
 }
@@ -142,8 +144,7 @@ impl Keeper {
         let synced = if wait_aof { synced(&link).await } else { Ok(()) };
         shared.settle_up_to(claimed.last, &synced);
         self.take_note(&claimed, &server, wait_aof);
-        let (parked, gathered) = claim::gather(&shared, &link).await?;
-        self.reread |= gathered > 0;
+        let parked = claim::gather(&shared, &link, &mut self.reread).await?;
         if self.met {
             shared.reading.lock().await.restart(epoch, self.reread);
             self.reread = false;
@@ -151,11 +152,11 @@ impl Keeper {
             link.last = shared.confirmed().max(claimed.last);
         } else {
             let found = loss::look_at_start(&link, &claimed).await?;
-            self.begin(&claimed, &link, parked).await;
-            loss::at_start(&shared, &link, &claimed, found).await?;
+            self.begin(&claimed, &link, parked, found.as_ref()).await;
+            link.last = loss::at_start(&shared, &link, &claimed, found).await?;
         }
-        shared.learn_dead(&link).await?;
         shared.go_on_from(link.last);
+        shared.learn_dead(&link).await?;
         note(&shared, false).await;
         shared.link.send_replace(Some(link.clone()));
         shared.refuse(None);
@@ -165,29 +166,56 @@ impl Keeper {
         Ok(link)
     }
 
-    /// The first time: where delivery begins, and above what seqs are drawn.
-    async fn begin(&mut self, claimed: &Claimed, link: &Link, parked: Vec<ChannelName>) {
+    /// The first time: where delivery begins, what is resolved, and above what seqs are drawn. `found`
+    /// is what the stream was counted to hold.
+    async fn begin(
+        &mut self,
+        claimed: &Claimed,
+        link: &Link,
+        parked: Vec<ChannelName>,
+        found: Option<&Loads>,
+    ) {
         self.met = true;
         let shared = &self.shared;
         if let Some(first) = claimed.first {
             shared.begins_with(Seq(first.first));
         }
-        shared.inbox.seen(link.last, Witness::Own);
+        let given = shared.given().max(link.last);
+        shared.inbox.seen(given, Witness::Own);
         if Seq(claimed.top.first) < belief_bound() {
             shared.inbox.seen(Seq(claimed.top.first), Witness::Own);
         }
+        // another program's first entry may stand above all of ours
         let released = claimed.first.map_or(link.last, |first| Seq(first.first.saturating_sub(1)));
+        let released = released.min(link.last);
         let oldest = released.next();
         {
             let mut leases = lock(&shared.leases);
             leases.begin(released);
-            for channel in parked {
-                leases.park(&channel, "found so at start");
-                leases.follows(&channel, std::iter::once(oldest));
+            for channel in &parked {
+                leases.park(channel, "found so at start");
+                leases.follows(channel, std::iter::once(oldest));
                 tracing::warn!(%channel, "channel {channel} is parked since an earlier run; its events are tried again at once");
             }
         }
-        shared.reading.lock().await.restart(link.epoch, true);
+        let start = Start {
+            assigned: given,
+            read: released,
+            end: link.last,
+            shown: link.last,
+            backlog: backlog(claimed, found),
+            parked: parked.into_iter().map(|channel| (channel, oldest)).collect(),
+            base: 0,
+        };
+        shared.marks.with(|marks| {
+            marks.begin(start);
+            if !claimed.known {
+                // the counts may be gone, and not the stream
+                marks.uncounted(Seq(claimed.top.first));
+            }
+        });
+        shared.reading.lock().await.begin(link.epoch, claimed.handed);
+        self.reread = false;
     }
 
     fn take_note(&mut self, claimed: &Claimed, server: &Server, wait_aof: bool) {
@@ -276,9 +304,8 @@ impl Keeper {
             (view.oldest, view.foreign, view.strangers) = (oldest, foreign, len > total);
         }
         if gather {
-            let (_, gathered) = claim::gather(&shared, link).await?;
-            if gathered > 0 {
-                self.reread = true;
+            claim::gather(&shared, link, &mut self.reread).await?;
+            if self.reread {
                 return Err(Broken::Odd("another consumer had taken entries".to_owned()));
             }
         }
@@ -293,6 +320,16 @@ impl Keeper {
             tracing::warn!("{}", self.named(&why.to_string()));
         }
     }
+}
+
+/// The channels that may have unresolved events: those that are counted and those that were found, and
+/// any, where more stands there than is counted, or less.
+fn backlog(claimed: &Claimed, found: Option<&Loads>) -> Vec<Option<ChannelName>> {
+    let counted = claimed.channels.iter().map(|(channel, _)| channel);
+    let found = found.into_iter().flat_map(Loads::keys);
+    let named = counted.chain(found).cloned().map(Some);
+    let unnamed = (claimed.len != claimed.total).then_some(None);
+    named.chain(unnamed).collect()
 }
 
 /// Writes what is known of the stream into `redis.state`, where it has changed.

@@ -64,7 +64,7 @@ pub(super) struct Aside {
     line: Line,
     /// Everything up to it was handed out.
     pub cursor: EntryId,
-    /// Nothing of it below is still needed.
+    /// Nothing that went aside of it below is still needed.
     oldest: Seq,
     pub why: String,
     /// In hand when Redis lost them: they wait here.
@@ -75,6 +75,15 @@ impl Aside {
     /// Nothing of the channel below it is still needed; `None` while nothing went aside.
     pub fn oldest(&self) -> Option<Seq> {
         (self.oldest.0 < u64::MAX).then_some(self.oldest)
+    }
+
+    /// Below it everything that went aside is resolved: what is not is in somebody's hands, or lies
+    /// behind the cursor.
+    fn resolved_below(&self) -> Seq {
+        let held = self.line.under_way().filter_map(|out| out.held.first());
+        let kept = self.extra.keys().next().copied();
+        let unread = Seq(self.cursor.first.saturating_add(1));
+        held.map(|held| held.seq).chain(kept).fold(unread, Seq::min)
     }
 }
 
@@ -135,7 +144,7 @@ impl Leases {
         if let Source::Parked(channel) = from
             && let Some(aside) = self.parked.get_mut(channel)
         {
-            aside.oldest = aside.oldest.max(aside.line.released.next());
+            aside.oldest = aside.oldest.max(aside.resolved_below());
         }
         Some((held, sure))
     }
@@ -164,10 +173,12 @@ impl Leases {
         true
     }
 
-    /// Events of it went to its consumer.
+    /// Events of it are on their way to its consumer: told before they are, so that nobody passes them.
     pub fn follows(&mut self, channel: &ChannelName, seqs: impl Iterator<Item = Seq>) {
         if let (Some(aside), Some(lowest)) = (self.parked.get_mut(channel), seqs.min()) {
             aside.oldest = aside.oldest.min(lowest);
+            let before = EntryId { first: lowest.0.saturating_sub(1), second: u64::MAX };
+            aside.cursor = aside.cursor.min(before);
         }
     }
 
@@ -316,11 +327,35 @@ mod tests {
 
         let from = Source::Parked(a.clone());
         let id = leases.lease(&from, &events("a", [1, 3]));
+        leases.aside_mut(&a).unwrap().cursor = EntryId::of(Seq(3));
         assert!(!leases.is_idle(&a) && leases.holds(Seq(3)));
         leases.done(&from, id).unwrap();
         assert_eq!(leases.first_unacked(), Seq(4));
         leases.unpark(&a);
         assert!(!leases.any_parked());
+    }
+
+    #[test]
+    fn what_goes_aside_late_is_neither_passed_nor_counted_as_resolved() {
+        let (mut leases, a) = (Leases::new(), Name::new("a").unwrap());
+        let from = Source::Parked(a.clone());
+        leases.park(&a, "why");
+        leases.follows(&a, [Seq(5), Seq(6), Seq(7)].into_iter());
+        let first = leases.lease(&from, &events("a", [5]));
+        let second = leases.lease(&from, &events("a", [6, 7]));
+        leases.aside_mut(&a).unwrap().cursor = EntryId::of(Seq(7));
+        leases.done(&from, second).unwrap();
+        let oldest = |leases: &Leases| leases.aside(&a).and_then(Aside::oldest);
+        assert_eq!(oldest(&leases), Some(Seq(5)), "it is in hand");
+        leases.follows(&a, [Seq(6)].into_iter());
+        assert!(leases.aside(&a).unwrap().cursor < EntryId::of(Seq(6)), "it is read again");
+        leases.done(&from, first).unwrap();
+        assert_eq!(oldest(&leases), Some(Seq(6)));
+        leases.keep(&a, events("a", [6]));
+        leases.aside_mut(&a).unwrap().cursor = EntryId::of(Seq(9));
+        let last = leases.lease(&from, &events("a", [9]));
+        leases.done(&from, last).unwrap();
+        assert_eq!(oldest(&leases), Some(Seq(6)), "only this process has it");
     }
 
     #[test]

@@ -37,12 +37,15 @@ pub(super) async fn look_at_start(link: &Link, claimed: &Claimed) -> Result<Opti
 }
 
 /// What the stream holds is recovered, and what it lacks is lost. `now` is what it was found to hold.
+/// The last seq that the stream was given, as it stands then.
 pub(super) async fn at_start(
     shared: &Arc<Shared>,
     link: &Link,
     claimed: &Claimed,
     now: Option<Loads>,
-) -> Result<(), Broken> {
+) -> Result<Seq, Broken> {
+    // a report makes the witness say less
+    let given = shared.given();
     for (channel, load) in &claimed.channels {
         shared.accounts.recovered(Some(channel), *load);
     }
@@ -61,7 +64,12 @@ pub(super) async fn at_start(
         shared.accounts.resolved([(None, load, Outcome::Lost)].into_iter());
         report(shared, loss, claimed.last).await;
     }
-    Ok(())
+    if given <= claimed.last {
+        return Ok(claimed.last);
+    }
+    // what peers were shown stays known to every later start
+    raise(link, claimed.last, given).await?;
+    Ok(given)
 }
 
 /// What is lost at most, where the stream went back while the node was down.
@@ -95,6 +103,10 @@ pub(super) async fn while_up(
     let no_less = claimed.last == confirmed && claimed.len >= claimed.total;
     if claimed.known && no_less && no_more {
         return Ok(false);
+    }
+    if claimed.last > confirmed {
+        // another process of this node wrote them, and nobody here knows of what channels
+        shared.marks.with(|marks| marks.uncounted(claimed.last));
     }
     let mut reader = shared.reading.lock().await;
     reader.forget_behind(confirmed);

@@ -8,8 +8,8 @@ use std::sync::atomic::Ordering;
 
 use super::acks::check;
 use super::connection::Broken;
-use super::entry::{Entry, EntryId, of_group};
-use super::reader::{Reader, forget, how_many, read_group};
+use super::entry::{Entry, EntryId};
+use super::reader::{Reader, entries, how_many, reading};
 use super::scripts::Script;
 use super::shared::{Link, Shared, lock};
 use crate::event::{ChannelName, Event, Seq};
@@ -18,7 +18,7 @@ use crate::queue::{Lease, LeaseLimit, ParkError, QueueStopped, Source};
 /// What a look for the next events of a channel brought.
 enum Found {
     /// Events for a holder.
-    Events(Vec<Event>),
+    Lease(Lease),
     /// Something was passed over: look again.
     Again,
     /// Nothing now.
@@ -40,16 +40,21 @@ impl Shared {
         for event in &events {
             call.arg(event.seq.0);
         }
+        {
+            // an answer may be lost: from now on they count as set aside, in one step for whoever looks
+            let mut leases = lock(&self.leases);
+            let seqs = || events.iter().map(|event| event.seq);
+            leases.follows(channel, seqs());
+            self.marks.with(|marks| marks.parked_again(channel, seqs()));
+        }
         let (word, rest) = link.work.ask(&call).await?.word()?;
         check(&word, "parked")?;
         let mut there = BTreeSet::new();
         for reply in rest {
             there.insert(Seq(reply.number()?));
         }
-        let mut leases = lock(&self.leases);
-        leases.follows(channel, there.iter().copied());
         let lost: Vec<Event> = events.into_iter().filter(|e| !there.contains(&e.seq)).collect();
-        leases.keep(channel, lost);
+        lock(&self.leases).keep(channel, lost);
         Ok(())
     }
 
@@ -96,14 +101,13 @@ impl Shared {
         channel: &ChannelName,
         limit: LeaseLimit,
     ) -> Result<Lease, QueueStopped> {
-        let from = Source::Parked(channel.clone());
         let mut reader = self.reading.lock().await;
-        let mut events = Vec::new();
+        let mut lease = None;
         while self.leasing.load(Ordering::SeqCst) {
             let Some(link) = self.link() else { break };
             match self.look_aside(&link, &mut reader, channel, limit).await {
-                Ok(Found::Events(found)) => {
-                    events = found;
+                Ok(Found::Lease(found)) => {
+                    lease = Some(found);
                     break;
                 }
                 Ok(Found::Again) => {}
@@ -123,8 +127,8 @@ impl Shared {
         if !self.leasing.load(Ordering::SeqCst) {
             return Err(QueueStopped);
         }
-        let id = if events.is_empty() { 0 } else { lock(&self.leases).lease(&from, &events) };
-        Ok(Lease { id, from, events })
+        let none = || Lease { id: 0, from: Source::Parked(channel.clone()), events: Vec::new() };
+        Ok(lease.unwrap_or_else(none))
     }
 
     async fn look_aside(
@@ -134,6 +138,7 @@ impl Shared {
         channel: &ChannelName,
         limit: LeaseLimit,
     ) -> Result<Found, Broken> {
+        let from = Source::Parked(channel.clone());
         let cursor = {
             let mut leases = lock(&self.leases);
             // what the stream's own leases hold of it comes before
@@ -142,52 +147,51 @@ impl Shared {
             }
             let kept = leases.take_kept(channel, limit.events);
             if !kept.is_empty() {
-                return Ok(Found::Events(kept));
+                let id = leases.lease(&from, &kept);
+                return Ok(Found::Lease(Lease { id, from, events: kept }));
             }
             leases.aside(channel).map(|aside| aside.cursor).unwrap_or_default()
         };
-        let most = how_many(self, limit);
-        let command = read_group(self, &self.keys.parked(channel), &cursor.to_string(), most);
-        let entries = of_group(link.work.ask(&command).await?, &mut reader.names)?;
+        let _reading = self.acks.reading();
+        let mut call = reading(self, link, &self.keys.parked(channel), how_many(self, limit));
+        call.arg(cursor.to_string());
+        let entries = entries(link.work.ask(&call).await?, &mut reader.names)?;
         let Some(last) = entries.last().map(Entry::id) else {
             let idle = lock(&self.leases).is_idle(channel);
             let none_ahead = reader.ahead().all(|event| event.channel != *channel);
             return Ok(if idle && none_ahead { Found::Drained } else { Found::Nothing });
         };
-        let gone: Vec<EntryId> = entries
-            .iter()
-            .filter_map(|entry| if let Entry::Gone(id) = entry { Some(*id) } else { None })
-            .collect();
-        if !gone.is_empty() {
-            forget(self, link, &gone).await?;
-        }
+        // what is still to go aside comes in its turn, though a lost answer may have let it go already
+        let theirs = reader.ahead().filter(|event| event.channel == *channel);
+        let ahead = theirs.map(|event| event.seq).min().unwrap_or(Seq(u64::MAX));
         let decided = self.decided();
         let mut leases = lock(&self.leases);
         let (mut events, mut bytes, mut read) = (Vec::new(), 0, cursor);
         for entry in entries {
             let id = entry.id();
             if let Entry::Ours(event) = entry
-                && !leases.holds(event.seq)
-                && !self.acks.holds(event.seq)
+                && !self.has(&leases, event.seq)
             {
                 bytes += event.payload.len();
                 let full =
                     !events.is_empty() && (events.len() >= limit.events || bytes > limit.bytes);
-                if event.seq > decided || full {
+                if event.seq > decided || event.seq >= ahead || full {
                     break;
                 }
                 events.push(event);
             }
             read = id;
         }
-        if let Some(aside) = leases.aside_mut(channel) {
+        // lower where something went aside meanwhile: then what lies below is read again
+        if let Some(aside) = leases.aside_mut(channel).filter(|aside| aside.cursor == cursor) {
             aside.cursor = read;
         }
-        Ok(match events.is_empty() {
-            false => Found::Events(events),
-            true if read == last => Found::Again,
-            true => Found::Nothing,
-        })
+        if events.is_empty() {
+            return Ok(if read == last { Found::Again } else { Found::Nothing });
+        }
+        // in the same step: what the cursor has passed is in somebody's hands
+        let id = leases.lease(&from, &events);
+        Ok(Found::Lease(Lease { id, from, events }))
     }
 
     /// A channel has drained: its consumer goes, where nothing is pending with it.
@@ -205,6 +209,7 @@ impl Shared {
         }
         check(&word, "drained")?;
         leases.unpark(channel);
+        self.marks.with(|marks| marks.unparked(channel));
         drop(leases);
         tracing::info!(%channel, "channel {channel} has drained and is parked no longer");
         self.more.notify_waiters();

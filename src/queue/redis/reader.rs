@@ -1,15 +1,16 @@
 //! Reading: what is pending first, then what is new, in order; what is not ours is moved away.
 //!
 //! An answer that is lost leaves entries pending that nobody has seen: whatever goes wrong, reading
-//! begins again behind the last entry that was read whole. Does not know storage, nor who asks.
+//! begins again behind the last entry that was read whole. A reading of an earlier link that comes late
+//! hands out nothing. Does not know storage, nor who asks.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use redis::{Cmd, RedisWrite};
+use redis::Cmd;
 
 use super::acks::check;
-use super::connection::{Broken, next};
+use super::connection::{Broken, Reply, next};
 use super::entry::{Entry, EntryId, Names, of_group};
 use super::scripts::Script;
 use super::shared::{Link, Shared, lock};
@@ -38,6 +39,9 @@ pub(super) struct Reader {
     phase: Phase,
     /// Everything up to it was read.
     delivered: EntryId,
+    /// The last id that the group was handed, as far as this node knows: beyond `delivered` where what
+    /// was read could not be dealt with.
+    handed: EntryId,
     /// Read, and not handed out yet.
     ahead: VecDeque<Event>,
     pub names: Names,
@@ -51,6 +55,7 @@ impl Default for Reader {
             epoch: 0,
             phase: Phase::Pending(EntryId::default()),
             delivered: EntryId::default(),
+            handed: EntryId::default(),
             ahead: VecDeque::new(),
             names: Names::default(),
             told: false,
@@ -59,6 +64,12 @@ impl Default for Reader {
 }
 
 impl Reader {
+    /// With the first link: reads from the beginning. Up to `handed` the group was handed on before.
+    pub fn begin(&mut self, epoch: u64, handed: EntryId) {
+        self.handed = handed;
+        self.restart(epoch, true);
+    }
+
     /// With a new link: reads on behind what was read, or with `all` from the beginning.
     pub fn restart(&mut self, epoch: u64, all: bool) {
         let from = match self.phase {
@@ -98,43 +109,54 @@ impl Reader {
             if let Some(lease) = self.take(shared, limit) {
                 return Some(lease);
             }
-            // what there is waits until its group is decided
-            let link = link.filter(|_| self.ahead.is_empty())?;
-            match self.read(shared, &link, limit).await {
-                Ok(true) => {}
-                Ok(false) => return None,
-                Err(why) => {
-                    shared.broken(link.epoch, why);
-                    return None;
-                }
+            let link = link?;
+            match self.ahead.front().filter(|event| event.seq <= self.reached()) {
+                // it waits until its group is decided
+                Some(event) if event.seq > shared.decided() => return None,
+                // it was decided, or its channel was set aside, since that was looked at
+                Some(_) => {}
+                None => match self.read(shared, &link, limit).await {
+                    Ok(true) => {}
+                    Ok(false) => return None,
+                    Err(why) => {
+                        shared.broken(link.epoch, why);
+                        return None;
+                    }
+                },
             }
         }
     }
 
-    /// Hands out what was read, as far as it is decided.
+    /// Everything up to it was read, also of what is pending and is being read again: what lies behind
+    /// may not be the next.
+    fn reached(&self) -> Seq {
+        match self.phase {
+            Phase::Pending(at) => Seq(at.first),
+            Phase::New => Seq(u64::MAX),
+        }
+    }
+
+    /// Hands out what was read, in order, as far as it is decided. What is of a channel that is set
+    /// aside goes there first: so nothing that was passed is in nobody's hands.
     fn take(&mut self, shared: &Shared, limit: LeaseLimit) -> Option<Lease> {
-        let decided = shared.decided();
+        let most = shared.decided().min(self.reached());
         let mut leases = lock(&shared.leases);
-        let (mut events, mut kept, mut bytes) = (Vec::new(), Vec::new(), 0);
-        while let Some(event) = self.ahead.pop_front_if(|event| event.seq <= decided) {
-            if leases.is_parked(&event.channel) {
-                kept.push(event);
-                continue;
-            }
+        let (mut events, mut bytes) = (Vec::<Event>::new(), 0);
+        while let Some(event) = self.ahead.front() {
             bytes += event.payload.len();
-            if !events.is_empty() && (events.len() >= limit.events || bytes > limit.bytes) {
-                kept.push(event);
+            let full = events.len() >= limit.events || bytes > limit.bytes;
+            let stays = event.seq > most || leases.is_parked(&event.channel);
+            if stays || (full && !events.is_empty()) {
                 break;
             }
-            events.push(event);
+            events.extend(self.ahead.pop_front());
         }
-        for event in kept.into_iter().rev() {
-            self.ahead.push_front(event);
-        }
-        if events.is_empty() {
-            return None;
-        }
+        let through = events.last()?.seq;
         let id = leases.lease(&Source::Main, &events);
+        shared.marks.with(|marks| {
+            let seqs = events.iter().map(|event| (&event.channel, event.seq));
+            marks.leased_again(id, through, seqs);
+        });
         Some(Lease { id, from: Source::Main, events })
     }
 
@@ -164,22 +186,29 @@ impl Reader {
         limit: LeaseLimit,
     ) -> Result<bool, Broken> {
         let was = self.phase;
-        let behind = match was {
-            Phase::Pending(behind) => behind.to_string(),
+        // before it is sent: what is shown by now stands in the stream, or is resolved
+        let shown = shared.marks.with(|marks| marks.shown_to());
+        let _reading = shared.acks.reading();
+        let mut call = reading(shared, link, &shared.keys.consumer, how_many(shared, limit));
+        match was {
+            Phase::Pending(behind) => call.arg(behind.to_string()),
             Phase::New => {
                 // should the answer be lost, they are pending and were never seen
                 self.phase = Phase::Pending(self.delivered);
-                ">".to_owned()
+                call.arg(">").arg(shared.confirmed().0).arg(self.handed.to_string())
             }
         };
-        let consumer = shared.keys.consumer.clone();
-        let command = read_group(shared, &consumer, &behind, how_many(shared, limit));
-        let entries = of_group(link.work.ask(&command).await?, &mut self.names)?;
+        let entries = entries(link.work.ask(&call).await?, &mut self.names)?;
         let Some(last) = entries.last().map(Entry::id) else {
             self.phase = Phase::New;
+            if was == Phase::New {
+                self.found_no_more(shared, shown);
+            }
             return Ok(was != Phase::New);
         };
-        let events = self.sort_out(shared, link, entries).await?;
+        let seen = self.handed;
+        self.handed = seen.max(last);
+        let events = self.sort_out(shared, link, entries, seen).await?;
         self.ahead.extend(events);
         if !self.ahead.iter().is_sorted_by(|a, b| a.seq < b.seq) {
             self.ahead.make_contiguous().sort_unstable_by_key(|event| event.seq);
@@ -192,29 +221,35 @@ impl Reader {
         Ok(true)
     }
 
-    /// The events among entries that are to be handed out; the others go where they belong.
+    /// Everything that was shown before the reading is in somebody's hands, set aside or resolved, but
+    /// for what waits here. What Redis has lost of it was reported before this link was to be had.
+    fn found_no_more(&self, shared: &Shared, shown: Seq) {
+        let first = self.ahead.front().map_or(u64::MAX, |event| event.seq.0);
+        let upto = shown.min(Seq(first.saturating_sub(1)));
+        shared.marks.with(|marks| marks.passed(upto));
+    }
+
+    /// The events among entries that are to be handed out; the others go where they belong. Up to
+    /// `seen` entries may come again.
     async fn sort_out(
         &mut self,
         shared: &Shared,
         link: &Link,
         entries: Vec<Entry>,
+        seen: EntryId,
     ) -> Result<Vec<Event>, Broken> {
-        let (mut ours, mut foreign, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ours, mut foreign) = (Vec::new(), Vec::new());
         for entry in entries {
             match entry {
                 Entry::Ours(event) => {
-                    let seen =
-                        EntryId::of(event.seq) <= self.delivered && self.knows(shared, &event);
-                    if !seen {
+                    if EntryId::of(event.seq) > seen || !self.knows(shared, &event) {
                         ours.push(event);
                     }
                 }
                 Entry::Foreign(id) => foreign.push(id),
-                Entry::Gone(id) => gone.push(id),
+                // it was taken off the list of what is pending as it was read
+                Entry::Gone(_) => {}
             }
-        }
-        if !gone.is_empty() {
-            forget(shared, link, &gone).await?;
         }
         if !foreign.is_empty() {
             self.move_away(shared, link, &foreign).await?;
@@ -232,8 +267,7 @@ impl Reader {
 
     /// Whether an event that comes again is in somebody's hands, or resolved and on its way out.
     fn knows(&self, shared: &Shared, event: &Event) -> bool {
-        lock(&shared.leases).holds(event.seq)
-            || shared.acks.holds(event.seq)
+        shared.has(&lock(&shared.leases), event.seq)
             || self.ahead.iter().any(|other| other.seq == event.seq)
     }
 
@@ -291,20 +325,16 @@ pub(super) fn how_many(shared: &Shared, limit: LeaseLimit) -> u64 {
     if view.strangers { most.min(STRANGE) } else { most }
 }
 
-/// `XREADGROUP` of one consumer behind an entry, or with `>` of what nobody was handed.
-pub(super) fn read_group(shared: &Shared, consumer: &str, behind: &str, most: u64) -> Cmd {
-    let mut command = redis::cmd("XREADGROUP");
-    command.arg("GROUP").arg(&shared.keys.group).arg(consumer).arg("COUNT").arg(most);
-    command.arg("STREAMS").arg(&shared.keys.stream).arg(behind);
-    command
+/// The reading of a consumer; the id behind which follows.
+pub(super) fn reading(shared: &Shared, link: &Link, consumer: &str, most: u64) -> Cmd {
+    let mut call = link.scripts.call(Script::Read, 7, 256);
+    call.arg(&*link.run).arg(&shared.keys.group).arg(consumer).arg(most);
+    call
 }
 
-/// Takes entries that were deleted off the list of what is pending.
-pub(super) async fn forget(shared: &Shared, link: &Link, ids: &[EntryId]) -> Result<(), Broken> {
-    let mut command = redis::cmd("XACK");
-    command.arg(&shared.keys.stream).arg(&shared.keys.group);
-    for id in ids {
-        command.write_arg(id.to_string().as_bytes());
-    }
-    link.work.ask(&command).await.map(drop)
+/// What it answers.
+pub(super) fn entries(answer: Reply, names: &mut Names) -> Result<Vec<Entry>, Broken> {
+    let (word, mut rest) = answer.word()?;
+    check(&word, "read")?;
+    of_group(next(&mut rest)?, names)
 }

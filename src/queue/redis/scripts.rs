@@ -22,14 +22,16 @@ pub(super) enum Script {
     Park,
     Purge,
     Raise,
+    Read,
     Recount,
     Redrive,
     Settle,
+    Take,
     There,
     Unpark,
 }
 
-const ALL: [(Script, &str); 16] = [
+const ALL: [(Script, &str); 18] = [
     (Script::Ack, include_str!("lua/ack.lua")),
     (Script::AckEach, include_str!("lua/ack_each.lua")),
     (Script::Append, include_str!("lua/append.lua")),
@@ -41,9 +43,11 @@ const ALL: [(Script, &str); 16] = [
     (Script::Park, include_str!("lua/park.lua")),
     (Script::Purge, include_str!("lua/purge.lua")),
     (Script::Raise, include_str!("lua/raise.lua")),
+    (Script::Read, include_str!("lua/read.lua")),
     (Script::Recount, include_str!("lua/recount.lua")),
     (Script::Redrive, include_str!("lua/redrive.lua")),
     (Script::Settle, include_str!("lua/settle.lua")),
+    (Script::Take, include_str!("lua/take.lua")),
     (Script::There, include_str!("lua/there.lua")),
     (Script::Unpark, include_str!("lua/unpark.lua")),
 ];

@@ -22,6 +22,7 @@ use crate::event::{Micros, Seq};
 use crate::queue::accounts::Accounts;
 use crate::queue::file::state::StateFile;
 use crate::queue::{AppendError, file};
+use crate::watermark::Watermark;
 
 /// Redis, as long as it answers and the stream is ours.
 #[derive(Clone)]
@@ -110,6 +111,8 @@ pub(super) struct Shared {
     /// Rung whenever there may be more to lease, and on stop.
     pub more: Notify,
     pub leases: Mutex<Leases>,
+    /// How far each channel is resolved.
+    pub marks: Arc<Watermark>,
     pub reading: tokio::sync::Mutex<Reader>,
     pub acks: Acks,
     /// Seqs that have a dead letter.
@@ -135,6 +138,7 @@ impl Shared {
         let accounts = Accounts::new(options.bounds(), options.clock.clone());
         let losses = book.record.losses.iter().map(ToString::to_string).collect();
         let waits = format!("{} has not answered yet", options.shown());
+        let base = u64::try_from(options.clock.wall().0).unwrap_or(0);
         Self {
             keys: Keys::of(&options),
             run,
@@ -153,6 +157,7 @@ impl Shared {
             begins: AtomicU64::new(0),
             more: Notify::new(),
             leases: Mutex::new(Leases::new()),
+            marks: Arc::new(Watermark::unmet(base)),
             reading: tokio::sync::Mutex::default(),
             acks: Acks::default(),
             dead: Mutex::default(),
@@ -165,6 +170,12 @@ impl Shared {
             gate: tokio::sync::RwLock::default(),
             options,
         }
+    }
+
+    /// Whether an event that is read again is in somebody's hands, or resolved and on its way out. Asked
+    /// under the lock under which it goes from one to the other.
+    pub fn has(&self, leases: &Leases, seq: Seq) -> bool {
+        leases.holds(seq) || self.acks.holds(seq)
     }
 
     pub fn now(&self) -> Duration {
@@ -233,7 +244,8 @@ impl Shared {
         let _ = self.begins.compare_exchange(0, seq.0, Ordering::SeqCst, Ordering::SeqCst);
     }
 
-    /// A start, or a loss that was dealt with: the stream goes on from here.
+    /// A start, a loss that was dealt with, or a void seq that Redis noted: the stream goes on from
+    /// here.
     pub fn go_on_from(&self, last: Seq) {
         self.decided.fetch_max(last.0, Ordering::SeqCst);
         self.confirmed.fetch_max(last.0, Ordering::SeqCst);
@@ -244,6 +256,12 @@ impl Shared {
         // counted before anybody can lease it, or it could leave the queue before it came in
         self.accounts.accepted(group.requests.iter().map(|r| (&r.channel, r.load)));
         self.begins_with(group.first);
+        // shown before anybody can lease it, or S could pass it
+        let requests = group.requests.iter();
+        self.marks.with(|marks| {
+            marks.written(requests.map(|r| (&r.channel, r.appended.first, r.appended.last)));
+            marks.shown(group.last);
+        });
         let longest = group.requests.iter().flat_map(|r| &r.payloads).map(bytes::Bytes::len).max();
         let mut view = lock(&self.view);
         view.biggest = view.biggest.max(longest.unwrap_or(0) as u64);
@@ -254,7 +272,8 @@ impl Shared {
         self.more.notify_waiters();
     }
 
-    /// The stream does not hold that group, and never will: its seqs are void.
+    /// The stream does not hold that group, and never will: its seqs are void. S does not pass them
+    /// before something is stored above, since a start would not know of them.
     pub fn void(&self, mut group: Group, why: &AppendError) {
         for request in &group.requests {
             self.accounts.release_reserved(&request.channel, request.load);
@@ -265,10 +284,9 @@ impl Shared {
     /// Groups that stand in the stream up to `last` are stored, though nobody said so. `synced` is why
     /// their clients cannot be told so.
     pub fn settle_up_to(&self, last: Seq, synced: &Result<(), AppendError>) {
-        loop {
-            let mut undecided = lock(&self.undecided);
-            let Some(group) = undecided.pop_front_if(|group| group.last <= last) else { return };
-            drop(undecided);
+        // held to the end: groups are decided in their order, whoever decides
+        let mut undecided = lock(&self.undecided);
+        while let Some(group) = undecided.pop_front_if(|group| group.last <= last) {
             self.stored(group, synced);
         }
     }
@@ -334,6 +352,12 @@ impl Shared {
         Ok(())
     }
 
+    /// The last seq that is known to have been given out, by what was written down of it.
+    pub fn given(&self) -> Seq {
+        let told = lock(&self.node).record.history.released.values().copied().max();
+        Seq(lock(&self.book).record.last.max(told.unwrap_or(0)))
+    }
+
     /// The lowest seq that was never given out, as far as anybody knows.
     pub fn ceiling(&self) -> u64 {
         lock(&self.node).record.ceiling
@@ -350,6 +374,7 @@ const RESERVED: u64 = 65_536;
 pub(super) fn stranger(word: &str) -> Option<Broken> {
     let text = match word {
         "gone" => "the stream or what is kept beside it is gone",
+        "short" => "the stream holds less than is counted",
         "stranger" => "another process of this node has taken the stream",
         "chain" => "the stream does not end where it should",
         _ => return None,

@@ -133,6 +133,45 @@ pub fn stands(file: &dyn DiskFile, end: u64, origin: &Origin, seq: Seq) -> io::R
     Ok(false)
 }
 
+/// Which of these seqs, which rise, no line of ours before `end` has. Those below our first line are
+/// not among them: it may be that their lines were moved away with what stood before it.
+pub fn missing(
+    file: &dyn DiskFile,
+    end: u64,
+    origin: &Origin,
+    seqs: &[Seq],
+) -> io::Result<Vec<Seq>> {
+    let prefix = prefix(origin);
+    let Some((_, first)) = Forwards::new(file, 0, end).ours(&prefix)? else {
+        return Ok(Vec::new());
+    };
+    let mut wanted = seqs.iter().copied().filter(|seq| *seq >= first).peekable();
+    let Some(lowest) = wanted.peek().copied() else { return Ok(Vec::new()) };
+    // our lines rise: all that begin before `low` are below the lowest
+    let (mut low, mut high) = (0, end);
+    while high - low > CHUNK {
+        let middle = low + (high - low) / 2;
+        let mut lines = Forwards::new(file, middle, high);
+        // the middle lies within a line
+        lines.next()?;
+        match lines.ours(&prefix)? {
+            Some((start, seq)) if seq < lowest => low = start,
+            _ => high = middle,
+        }
+    }
+    let mut lines = Forwards::new(file, low, end);
+    let mut missing = Vec::new();
+    while wanted.peek().is_some() {
+        let Some((_, found)) = lines.ours(&prefix)? else { break };
+        while let Some(seq) = wanted.next_if(|seq| *seq < found) {
+            missing.push(seq);
+        }
+        wanted.next_if_eq(&found);
+    }
+    missing.extend(wanted);
+    Ok(missing)
+}
+
 fn prefix(origin: &Origin) -> Vec<u8> {
     format!("{{\"origin_dc\":\"{origin}\",\"origin_seq\":").into_bytes()
 }
@@ -150,6 +189,58 @@ fn classify(line: &[u8], prefix: &[u8]) -> Line {
     let seq = std::str::from_utf8(&digits[..n]).ok().and_then(|text| text.parse().ok());
     // no seq of ours is beyond the bound: such a line is somebody's joke
     seq.filter(|seq| *seq <= MAX_SEQ).map_or(Line::Foreign, |seq| Line::Ours(Seq(seq)))
+}
+
+/// The whole lines of a stretch of a file, a window at a time.
+struct Forwards<'a> {
+    file: &'a dyn DiskFile,
+    /// Where the next line begins.
+    at: u64,
+    end: u64,
+    /// What was read behind it.
+    window: Vec<u8>,
+    /// How much of that is done.
+    done: usize,
+}
+
+impl<'a> Forwards<'a> {
+    fn new(file: &'a dyn DiskFile, at: u64, end: u64) -> Self {
+        Self { file, at, end, window: Vec::new(), done: 0 }
+    }
+
+    /// Where the next line begins, and what it holds.
+    fn next(&mut self) -> io::Result<Option<(u64, Vec<u8>)>> {
+        let (start, mut line) = (self.at, Vec::new());
+        loop {
+            let rest = self.window.get(self.done..).unwrap_or_default();
+            if let Some(len) = rest.iter().position(|byte| *byte == b'\n') {
+                line.extend_from_slice(rest.get(..len).unwrap_or_default());
+                self.done += len + 1;
+                self.at = start + line.len() as u64 + 1;
+                return Ok(Some((start, line)));
+            }
+            line.extend_from_slice(rest);
+            let from = start + line.len() as u64;
+            let want = CHUNK.min(self.end.saturating_sub(from));
+            self.window = vec![0; usize::try_from(want).unwrap_or(0)];
+            let n = read_full(self.file, &mut self.window, from)?;
+            self.window.truncate(n);
+            self.done = 0;
+            if n == 0 {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Where the next line of ours begins, and its seq.
+    fn ours(&mut self, prefix: &[u8]) -> io::Result<Option<(u64, Seq)>> {
+        while let Some((start, line)) = self.next()? {
+            if let Line::Ours(seq) = classify(&line, prefix) {
+                return Ok(Some((start, seq)));
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// A file read from its end towards its beginning, a window at a time.

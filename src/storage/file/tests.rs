@@ -74,6 +74,36 @@ async fn not_a_byte_of_an_older_versions_file_is_cut() {
 }
 
 #[tokio::test]
+async fn what_comes_too_late_is_refused_and_what_stands_is_stored() {
+    // the last of them is longer than what is read at once
+    for many in [3, 6_000] {
+        let disk = disk_with(b"{\"older\":1}\n");
+        let storage = storage(&disk);
+        storage.connect(&contact(1)).await.unwrap();
+        let pad = "x".repeat(60);
+        let lines_of = |n: u64| event(n, &format!("{{\"n\":{n},\"pad\":\"{pad}\"}}"));
+        // every second seq, from 11 on
+        let all: Vec<_> = (0..many).map(|n| lines_of(11 + 2 * n)).collect();
+        storage.append(&all).await.unwrap();
+        let before = lines(&disk);
+        let last = 11 + 2 * (many - 1);
+        for late in [12, 11 + many / 2 * 2 + 1, last - 1] {
+            let again = [lines_of(11), lines_of(late), lines_of(last)];
+            let refused = storage.append(&again).await.unwrap();
+            let told: Vec<_> = refused.iter().map(|r| (r.seq.0, r.error.code.as_str())).collect();
+            assert_eq!(told, [(late, "out_of_order")], "of {many}");
+            assert_eq!(refused[0].error.kind, Kind::Reject);
+        }
+        assert_eq!(lines(&disk), before, "none of them is written behind later ones");
+        // what lies below our first line may have been moved away with it
+        assert_eq!(storage.append(&[lines_of(5)]).await, Ok(Vec::new()));
+        let both = [lines_of(last - 1), lines_of(last + 1)];
+        assert_eq!(storage.append(&both).await.unwrap().len(), 1, "the other one is stored");
+        assert_eq!(lines(&disk).len(), before.len() + 1);
+    }
+}
+
+#[tokio::test]
 async fn a_tail_torn_at_any_byte_is_written_again_whole() {
     let disk = SimDisk::new();
     let first = storage(&disk);

@@ -1,7 +1,7 @@
 //! The suites that every queue must pass, on Redis and on Valkey: the contract, and random work beside
 //! a map, with crashes of the process and of the server.
 //!
-//! Attacks the queue's contract as a whole. One seed is run again by `TEST_SEED`.
+//! Attacks the queue's contract as a whole, and I9. One seed is run again by `TEST_SEED`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use replicon::event::Seq;
+use replicon::event::{Name, Seq};
 use replicon::queue::conformance::{self, batch};
 use replicon::queue::redis::{Options, RedisQueue};
 use replicon::queue::{AppendError, DeadReason, Lease, LeaseLimit, Queue, Source};
@@ -65,16 +65,21 @@ async fn a_queue_on_valkey_conforms() {
     conforms(Kind::Valkey).await;
 }
 
+/// What events go to, and one that none goes to.
+const CHANNELS: [&str; 3] = ["a", "b", "idle"];
+
 /// What must be true of the queue.
 #[derive(Default)]
 struct Model {
-    /// Appended and not resolved, by seq: the number in its payload.
-    queued: BTreeMap<Seq, u64>,
+    /// Appended and not resolved, by seq: the number in its payload, and its channel.
+    queued: BTreeMap<Seq, (u64, &'static str)>,
     /// Of those, in somebody's hands.
     leased: BTreeSet<Seq>,
     dead: BTreeSet<Seq>,
     last: Seq,
     next: u64,
+    /// What this start has shown as safe, by channel.
+    safe: [Seq; CHANNELS.len()],
 }
 
 struct Run {
@@ -95,7 +100,7 @@ impl Run {
 
     async fn append(&mut self) {
         let n = self.dice.throw(1, 6);
-        let channel = if self.dice.throw(0, 1) == 0 { "a" } else { "b" };
+        let channel = CHANNELS[usize::try_from(self.dice.throw(0, 1)).unwrap()];
         let numbers = self.model.next..self.model.next + n;
         let got = loop {
             match self.queue().append(batch(channel, numbers.start, n)).await {
@@ -109,6 +114,7 @@ impl Run {
         };
         assert!(got.first > self.model.last, "{}: {got:?}", self.what);
         assert_eq!(got.last.0 - got.first.0 + 1, n, "{}", self.what);
+        let numbers = numbers.map(|n| (n, channel));
         self.model.queued.extend((got.first.0..).map(Seq).zip(numbers));
         self.model.last = got.last;
         self.model.next += n;
@@ -120,7 +126,7 @@ impl Run {
             .queued
             .iter()
             .filter(|(seq, _)| !self.model.leased.contains(seq))
-            .map(|(seq, n)| (*seq, *n))
+            .map(|(seq, (n, _))| (*seq, *n))
             .collect();
         if waits.is_empty() {
             return;
@@ -175,6 +181,7 @@ impl Run {
     async fn reopen(&mut self) {
         self.leases.clear();
         self.model.leased.clear();
+        self.model.safe = Default::default();
         self.queue = Some(open(self.server.options(&self.dir, &self.stream)).await);
     }
 
@@ -200,6 +207,38 @@ impl Run {
             let went = c.stored + c.queued + c.dead_lettered + c.lost;
             assert_eq!(c.accepted + c.recovered, went, "{}: {channel:?} {c:?}", self.what);
         }
+        self.judge_what_is_safe();
+    }
+
+    /// Peers are shown nothing at or above what is not resolved, and within a start never less than
+    /// before.
+    fn judge_what_is_safe(&mut self) {
+        let marks = self.queue().marks();
+        for (at, channel) in CHANNELS.into_iter().enumerate() {
+            let safe = marks.safe(&Name::new(channel).unwrap());
+            let open = self.model.queued.iter().find(|(_, (_, of))| *of == channel);
+            if let Some((first, _)) = open {
+                assert!(safe < *first, "{}: {channel} at {safe}, {first} is open", self.what);
+            }
+            let before = self.model.safe[at];
+            assert!(safe >= before, "{}: {channel} fell from {before} to {safe}", self.what);
+            self.model.safe[at] = safe;
+        }
+    }
+
+    /// All of it is resolved: then all of it is safe.
+    async fn finish(&mut self) {
+        // behind it nothing is left that only the end of the stream shows
+        self.append().await;
+        while !self.model.queued.is_empty() {
+            if self.leases.is_empty() {
+                self.lease().await;
+            } else {
+                self.ack().await;
+            }
+            self.judge_what_is_safe();
+        }
+        assert_eq!(self.model.safe, [self.model.last; CHANNELS.len()], "{}", self.what);
     }
 }
 
@@ -224,6 +263,7 @@ async fn run(kind: Kind, seed: u64, steps: usize) {
     for _ in 0..steps {
         run.step().await;
     }
+    run.finish().await;
     if let Some(queue) = run.queue.take() {
         queue.close().await;
     }

@@ -30,7 +30,16 @@ for k = 1, #info - 1, 2 do
   if info[k] == 'last-generated-id' then top = info[k + 1] end
 end
 local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+local handed = '0-0'
+for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+  local name, at
+  for k = 1, #group - 1, 2 do
+    if group[k] == 'name' then name = group[k + 1] end
+    if group[k] == 'last-delivered-id' then at = group[k + 1] end
+  end
+  if name == ARGV[5] then handed = at end
+end
 return {
-  'claimed', known and 'known' or 'new', top, first and first[1] or '',
+  'claimed', known and 'known' or 'new', top, first and first[1] or '', handed,
   redis.call('XLEN', stream), redis.call('HLEN', states), redis.call('HGETALL', counts),
 }
