@@ -149,6 +149,7 @@ impl Made {
         let mut tls = None;
         let mut sources = BTreeMap::new();
         for configured in &config.replication.peers {
+            self.board.expect(&configured.name);
             // connections of its own: pulling never waits for an operator
             let asked = source(parts, configured, &room, &mut tls)?;
             sources.insert(configured.name.clone(), asked);

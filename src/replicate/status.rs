@@ -181,6 +181,11 @@ impl Board {
         self.peer(peer, |entry| change(entry.channels.entry(of.clone()).or_default()));
     }
 
+    /// A peer that is configured, before anything is heard of it.
+    pub fn expect(&self, peer: &Origin) {
+        self.peer(peer, |_| {});
+    }
+
     /// It has answered, so many bytes in all by now.
     pub fn answered(&self, peer: &Origin, bytes: u64) {
         let now = self.clock.mono();

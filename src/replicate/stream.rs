@@ -16,7 +16,7 @@ use super::{Pages, Received};
 /// Pages fetched ahead.
 const AHEAD: usize = 8;
 /// The most rows that are put together.
-const JOINED_ROWS: usize = 8_192;
+const JOINED_ROWS: usize = 20_000;
 /// How long the end of an answer is waited for.
 const LAST_BYTES: Duration = Duration::from_millis(100);
 
