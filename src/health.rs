@@ -159,7 +159,7 @@ impl Health {
         let now = self.clock.wall().0;
         let age = |at: i64| (now - at).max(0) as f64 / 1e6;
         let facts = self.facts.clone();
-        let Looked { trouble, server, peers, .. } = &self.looked;
+        let Looked { trouble, server, history, peers } = &self.looked;
         let trouble = trouble.borrow().clone();
         // what the storage says comes first: it may be why appends are refused
         let last_error = trouble.clone().or_else(|| stats.refusing.clone());
@@ -167,6 +167,7 @@ impl Health {
         degraded.extend(trouble);
         degraded.extend(stats.refusing.clone());
         let server: BTreeMap<String, String> = server().into_iter().collect();
+        degraded.extend(history.trouble());
         degraded.extend(peers.iter().flat_map(|board| board.troubles()));
         degraded.extend(doubts(&server));
         degraded.extend(stats.doubts.iter().cloned());
@@ -180,7 +181,7 @@ impl Health {
             status,
             version: env!("CARGO_PKG_VERSION"),
             node: facts.node,
-            node_id: self.looked.history.id(),
+            node_id: history.id(),
             uptime_seconds: self.clock.mono().saturating_sub(self.started).as_secs(),
             gomaxprocs: facts.threads,
             degraded,

@@ -70,6 +70,12 @@ struct Asks {
     id: String,
     /// The first seq that this start may give out.
     first: Option<Seq>,
+    /// The ids before the present one.
+    past: Vec<String>,
+    /// A new id was drawn already for one that nobody here knows.
+    unknown: bool,
+    /// Why the history is not settled, where somebody should know.
+    trouble: Option<String>,
 }
 
 /// The history as the parts of a node share it.
@@ -83,8 +89,8 @@ pub struct History {
 impl History {
     /// Of a node that went by this id when it last ran.
     #[must_use]
-    pub fn new(id: &str) -> Self {
-        let asks = Asks { id: id.to_owned(), ..Asks::default() };
+    pub fn new(id: &str, past: Vec<String>) -> Self {
+        let asks = Asks { id: id.to_owned(), past, ..Asks::default() };
         Self { settled: watch::channel(None).0, asks: Mutex::new(asks), bell: Notify::new() }
     }
 
@@ -110,18 +116,32 @@ impl History {
         self.lock().first
     }
 
-    /// A peer that follows `id` has seen what this node does not know of itself: nothing is served
-    /// until a new id is drawn. Whether that is about this node's present id.
-    pub fn went_back(&self, id: &str) -> bool {
+    /// A peer follows this id; `shown` tells whether it may have come so far with the present one.
+    /// Whether it shows that this node went back: then nothing is served until a new id is drawn.
+    ///
+    /// An id that is neither the present one nor one before it is one that this node went by later,
+    /// before it went back. That is believed once a start: of two live nodes of one name each would
+    /// draw ids for ever, and their peers would not see that ids return.
+    pub fn meets(&self, id: &str, shown: bool) -> bool {
         let mut asks = self.lock();
-        if asks.id != id {
-            return false;
+        let back = match () {
+            () if asks.id == id => !shown,
+            () if asks.past.iter().any(|past| past == id) => false,
+            () => !std::mem::replace(&mut asks.unknown, true),
+        };
+        if back {
+            asks.went_back = true;
+            self.settled.send_replace(None);
+            drop(asks);
+            self.bell.notify_one();
         }
-        asks.went_back = true;
-        self.settled.send_replace(None);
-        drop(asks);
-        self.bell.notify_one();
-        true
+        back
+    }
+
+    /// Why the history is not settled, where somebody should know.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.lock().trouble.clone()
     }
 
     /// Rows of ours from this seq on are about to be put back. When this returns, a start that finds
@@ -161,6 +181,19 @@ impl History {
     /// Nothing is served until [`History::settle`].
     pub fn unsettle(&self) {
         self.settled.send_replace(None);
+    }
+
+    /// Another id was drawn: what was asked for under the one before it is done.
+    pub fn drawn(&self, id: &str) {
+        let mut asks = self.lock();
+        let old = std::mem::replace(&mut asks.id, id.to_owned());
+        asks.past.push(old);
+        asks.went_back = false;
+    }
+
+    /// Why it is not settled; `None` where nothing is wrong.
+    pub fn troubled(&self, why: Option<&str>) {
+        self.lock().trouble = why.map(str::to_owned);
     }
 
     /// The history is settled, unless a peer has shown meanwhile that it is not. Whether it is.
@@ -222,12 +255,14 @@ mod tests {
 
     #[test]
     fn nothing_is_settled_while_a_peer_has_shown_that_it_is_not() {
-        let history = History::new("a");
+        let history = History::new("a", vec!["z".to_owned()]);
         let life = Life { id: "a".to_owned(), since: None, past: Vec::new() };
         assert!(history.settle(life.clone(), Some(Seq(9))));
         assert_eq!(history.settled().borrow().as_ref(), Some(&life));
-        assert!(!history.went_back("b"), "of another id");
-        assert!(history.went_back("a"));
+        assert!(!history.meets("z", false), "of an id before it");
+        assert!(!history.meets("a", true));
+        assert!(history.settled().borrow().is_some());
+        assert!(history.meets("a", false));
         assert!(history.settled().borrow().is_none());
         assert!(!history.settle(life.clone(), Some(Seq(9))));
         assert!(history.take_went_back() && !history.take_went_back());
@@ -235,9 +270,19 @@ mod tests {
         assert_eq!(history.first_seq(), Some(Seq(9)));
     }
 
+    #[test]
+    fn an_id_that_nobody_here_knows_is_believed_once_a_start() {
+        let history = History::new("a", Vec::new());
+        assert!(history.meets("b", true), "it went by that one later");
+        history.drawn("c");
+        assert!(!history.take_went_back());
+        assert!(!history.meets("a", false), "one before it");
+        assert!(!history.meets("d", true), "two live nodes of one name");
+    }
+
     #[tokio::test]
     async fn who_asks_a_keeper_that_is_gone_is_told() {
-        let history = History::new("a");
+        let history = History::new("a", Vec::new());
         let asking = history.recovering(Seq(5));
         let keeping = async {
             history.rung().await;

@@ -102,7 +102,9 @@ impl Node {
             trouble: trouble.clone(),
             write_seconds: metrics.write_seconds.clone(),
         };
-        let history = Arc::new(History::new(&queue.node().node_id));
+        let known = queue.node();
+        let past = known.history.ids.into_iter().map(|(id, _)| id).collect();
+        let history = Arc::new(History::new(&known.node_id, past));
         let workers = config.writer.workers.min(storage.lanes());
         let workers = if config.writer.enabled { workers } else { 0 };
         let facts = facts(config, threads, workers);

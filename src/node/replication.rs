@@ -173,12 +173,12 @@ fn meet(
         let Some(known) = &caller.known else { return Ok(()) };
         let shown = watermark.with(|marks| marks.may_have_shown(known.seq));
         queue.seen(known.seq, Witness::Peer);
-        if shown || !history.went_back(&known.id) {
+        if !history.meets(&known.id, shown) {
             return Ok(());
         }
         Err(format!(
-            "{} has seen events up to seq {} of this node, which knows nothing of them: it went back, and goes by a new id in a moment",
-            caller.name, known.seq
+            "{} has read events of this node, up to seq {} of node id {}, that this node does not know: it went back, and goes by a new id in a moment",
+            caller.name, known.seq, known.id
         ))
     })
 }

@@ -176,6 +176,9 @@ impl<S: Mend, P: Source> Operator<S, P> {
                     all.wrong.push(line);
                 }
                 Err(Failed::Storage(why)) => {
+                    if all.own > 0 {
+                        let _ = mark.settle(&self.history).await;
+                    }
                     return Err(format!(
                         "the storage fails: {why}; moved before that: {}; run this again to go on",
                         rows(all.moved)

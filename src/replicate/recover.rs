@@ -129,6 +129,8 @@ impl<S: Mend, P: Source> Recovery<'_, S, P> {
                     wrong.push(format!("channel {channel}: {why}"));
                 }
                 Err(Trouble::Whole(why)) => {
+                    // what came back is read by the others all the same; if not now, by a later start
+                    let _ = self.mark.settle(self.history).await;
                     return Err(match all.put_back {
                         0 => format!("{why}; nothing was put back"),
                         n => {

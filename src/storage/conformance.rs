@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::event_store::{Applied, EventStore, Foreign, StoredRow, Wanted};
 use super::{Contact, Storage, StorageError};
+use crate::clock::Clock;
 use crate::event::{Event, Micros, ModeTag, Name, Seq};
 
 /// An event for the suite.
@@ -75,12 +76,15 @@ where
     assert_eq!(read(), want, "each once, after a restart too");
 }
 
-/// What every [`EventStore`] must do, on one that is empty and belongs to `dc1`.
-pub async fn event_store<S: EventStore>(storage: &S) {
+/// What every [`EventStore`] must do, on one that is empty, belongs to `dc1` and goes by `clock`, which is
+/// turned by hand.
+pub async fn event_store<S: EventStore>(storage: &S, clock: &Clock) {
     good(storage.connect(&contact(1)).await);
     own_rows_come_in_pages(storage).await;
     foreign_rows_move_with_their_cursor(storage).await;
     other_content_is_a_conflict(storage).await;
+    large_rows_come_in_pages(storage).await;
+    the_id_accepted_last_stays_last(storage, clock).await;
 }
 
 fn name(text: &str) -> Name {
@@ -169,4 +173,34 @@ async fn other_content_is_a_conflict<S: EventStore>(storage: &S) {
     let page = good(storage.read(&wanted("dc2", 13, 13, 1)).await);
     assert!(page.rows[0].payload.contains(&b'1'), "what stood there stays");
     assert!(page.rows[0].payload.contains(&b'2'));
+}
+
+/// Behind small rows there are large ones: each page ends in time, and none is left out.
+async fn large_rows_come_in_pages<S: EventStore>(storage: &S) {
+    let large = format!("{{\"x\":\"{}\"}}", "x".repeat(100_000));
+    let rows: Vec<(u64, &str)> =
+        (101..=160).map(|seq| (seq, if seq <= 140 { "{}" } else { large.as_str() })).collect();
+    let applied = good(storage.apply(&foreign(&rows, Some(20))).await);
+    assert_eq!(applied, Applied { stored: 60, ..Applied::default() });
+    let (mut next, mut got) = (101, Vec::new());
+    while next <= 160 {
+        let most = Wanted { bytes: 150_000, ..wanted("dc2", next, 160, 1000) };
+        let page = good(storage.read(&most).await);
+        let bytes: usize = page.rows.iter().map(|row| row.payload.len()).sum();
+        assert!(bytes <= 150_000, "{bytes} bytes in the page from {next}");
+        assert!(page.next.0 > next, "the page from {next} leads nowhere");
+        got.extend(page.rows.iter().map(|row| row.seq.0));
+        next = page.next.0;
+    }
+    assert_eq!(got, (101..=160).collect::<Vec<_>>());
+}
+
+/// The last one is followed: a clock that is set back changes nothing about that.
+async fn the_id_accepted_last_stays_last<S: EventStore>(storage: &S, clock: &Clock) {
+    let (origin, at) = (name("dc2"), clock.wall().0);
+    for (id, since) in [("d", 0), ("c", -3_600_000_000), ("b", 0), ("a", 1), ("d", 2)] {
+        clock.set_wall(Micros(at + since));
+        good(storage.accept_id(&origin, id, &[]).await);
+    }
+    assert_eq!(good(storage.accepted_ids(&origin).await), ["d", "c", "b", "a"]);
 }

@@ -8,14 +8,16 @@
 
 mod refill;
 
-use std::collections::BTreeMap;
+use refill::Stretch;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::Report;
-use crate::event::{ChannelName, Origin, Seq};
+use crate::event::{ChannelName, Name, Origin, Seq};
 use crate::life::{Ask, History, Life, PastId};
 use crate::queue::file::look::LogFiles;
 use crate::queue::file::state::{NodeState, new_node_id};
@@ -97,6 +99,10 @@ struct Keeper<S> {
     told: (Seq, Seq),
     /// How far each channel is released, as it was told.
     released: BTreeMap<ChannelName, Seq>,
+    /// What the storage lacks of channels that it refuses now: tried again, and kept in the log.
+    owed: BTreeMap<ChannelName, Stretch>,
+    /// When that is tried again, by the monotonic clock's count of looks.
+    looks: u32,
 }
 
 impl<S: HistoryStore> Keeper<S> {
@@ -111,6 +117,8 @@ impl<S: HistoryStore> Keeper<S> {
             number: None,
             told: (Seq(0), Seq(0)),
             released: BTreeMap::new(),
+            owed: BTreeMap::new(),
+            looks: 0,
         }
     }
 
@@ -139,6 +147,7 @@ impl<S: HistoryStore> Keeper<S> {
                 self.settle(Found { owner: Some(node.node_id), ..Found::default() }).await;
             }
             self.answer_asks().await;
+            self.pay_what_is_owed().await;
             if let Err(e) = self.tell().await {
                 tracing::debug!("what was released is not told yet: {e}");
             }
@@ -155,48 +164,65 @@ impl<S: HistoryStore> Keeper<S> {
                 Ok(None) => break,
                 Ok(Some(more)) => (found, self.drawn) = (more, false),
                 Err(why) => {
-                    if why != said {
-                        tracing::error!(
-                            "this node's history is not settled, and peers are served nothing: {why}; tried again by itself"
-                        );
-                        said = why;
+                    let text = format!(
+                        "this node's history is not settled, and peers are served nothing: {why}; tried again by itself"
+                    );
+                    self.refuse_asks(&text);
+                    if text != said {
+                        tracing::error!("{text}");
+                        self.with.history.troubled(Some(&text));
+                        said = text;
                     }
                     task::sleep(ASK_AGAIN).await;
                 }
             }
         }
         self.settled = true;
+        self.show_what_is_owed();
+    }
+
+    /// Who asks while nothing is settled is told so.
+    fn refuse_asks(&self, why: &str) {
+        for ask in self.with.history.take_asks() {
+            let (Ask::Recovering(_, answer) | Ask::Recovered(answer)) = ask;
+            let _ = answer.send(Err(why.to_owned()));
+        }
     }
 
     /// One attempt. What a contact that was made meanwhile has found beside, where it changes anything.
     async fn try_settle(&mut self, found: &Found) -> Result<Option<Found>, String> {
         self.went_back |= self.with.history.take_went_back();
+        let (back, node) = (self.shows_less(found), self.with.queue.node());
         self.adopt(found).await?;
         let whole = self.whole.map_or(found.whole(), |whole| whole.min(found.whole()));
         // one that was asked for by a peer found nothing anew
         let met = found.epoch > 0;
-        let short = if met { self.short(found).await? } else { BTreeMap::new() };
+        let short = if met { self.short(found, back.is_some()).await? } else { BTreeMap::new() };
         if met {
             self.whole = Some(whole);
         }
-        let parted = self.parted(found).or_else(|| {
+        let parted = self.parted(found, back, &node).or_else(|| {
             let why = "the storage lacks events that it had taken".to_owned();
             (!short.is_empty()).then_some((self.whole.unwrap_or_default(), why))
         });
         if let Some((since, why)) = parted.filter(|_| !self.drawn) {
             self.draw(since, &why).await?;
         }
-        self.refill(&short).await?;
+        let owed = self.refill(&short).await?;
+        self.owed.extend(owed);
         let later = self.with.storage.found().await.map_err(told)?;
         let epoch = later.as_ref().map_or(found.epoch, |later| later.epoch);
         if let Some(later) = later {
+            if !met {
+                return Ok(Some(later));
+            }
             let less = |(channel, seq): (&String, &Seq)| later.of(channel) < *seq;
             if later.stranger || found.released.iter().any(less) {
                 return Ok(Some(found.clone().and(later)));
             }
         }
         if epoch > 0 {
-            self.change(move |node| node.history.epoch = epoch).await?;
+            self.change(move |node| node.history.epoch = epoch.max(node.history.epoch)).await?;
         }
         self.publish().await
     }
@@ -234,12 +260,38 @@ impl<S: HistoryStore> Keeper<S> {
             node.history.ids.push((owner, None));
         })
         .await?;
-        self.with.storage.renew(&contact(&self.with.queue)).await.map_err(told)
+        self.with.storage.renew(&contact(&self.with.queue)).await.map_err(told)?;
+        // what stands there is final, though the log never held it
+        self.nothing_below_is_open();
+        Ok(())
     }
 
-    /// Whether what peers were shown may not be what stands here: behind which seq, and why.
-    fn parted(&self, found: &Found) -> Option<(Seq, String)> {
-        let NodeState { node_id, history, .. } = self.with.queue.node();
+    /// No seq below the first of this start is given out any more.
+    fn nothing_below_is_open(&self) {
+        if let Some(first) = self.with.queue.first_seq() {
+            self.with.marks.with(|marks| marks.void_below(first));
+        }
+    }
+
+    /// The channel of which the storage shows less than it was told, if there is one.
+    fn shows_less(&self, found: &Found) -> Option<String> {
+        let history = self.with.queue.node().history;
+        if found.epoch == 0 || history.epoch == 0 {
+            return None;
+        }
+        let less = |(channel, seq): &(&String, &u64)| found.of(channel) < Seq(**seq);
+        history.released.iter().find(less).map(|(channel, _)| channel.clone())
+    }
+
+    /// Whether what peers were shown may not be what stands here: behind which seq, and why. `node` is
+    /// what the directory knew when the storage was met.
+    fn parted(
+        &self,
+        found: &Found,
+        back: Option<String>,
+        node: &NodeState,
+    ) -> Option<(Seq, String)> {
+        let NodeState { node_id, history, .. } = node;
         let (met, fresh) = (found.epoch > 0, history.epoch == 0);
         let whole = self.whole.unwrap_or_default();
         let mut parted: Option<(Seq, String)> = None;
@@ -255,27 +307,25 @@ impl<S: HistoryStore> Keeper<S> {
             let why = "a peer holds events of ours that this node does not know: it went back";
             behind(whole, why.to_owned());
         }
-        if met && !fresh {
-            let less = |(channel, seq): (&String, &u64)| found.of(channel) < Seq(*seq);
-            if let Some((channel, seq)) = history.released.iter().find(|entry| less(*entry)) {
-                let of = if channel == WHOLE { "all channels" } else { channel.as_str() };
-                behind(
-                    whole,
-                    format!(
-                        "the storage went back: of {of} it was told seq {seq} and shows {}; what the log still holds is written again, the rest comes back by `replicon recover --from PEER`",
-                        found.of(channel)
-                    ),
-                );
-            } else if found.stranger {
-                let owner = found.owner.as_deref().unwrap_or("nobody");
-                behind(
-                    whole,
-                    format!(
-                        "the storage was written by {} since this directory last was: a copy of it, or the directory went back",
-                        if owner == node_id { "this node id" } else { owner }
-                    ),
-                );
-            }
+        if let Some(channel) = back {
+            let of = if channel == WHOLE { "all channels" } else { channel.as_str() };
+            behind(
+                whole,
+                format!(
+                    "the storage went back: of {of} it was told seq {} and shows {}; what the log still holds is written again, the rest comes back by `replicon recover --from PEER`",
+                    history.released.get(&channel).copied().unwrap_or_default(),
+                    found.of(&channel)
+                ),
+            );
+        } else if met && !fresh && found.stranger {
+            let owner = found.owner.as_deref().unwrap_or("nobody");
+            behind(
+                whole,
+                format!(
+                    "the storage was written by {} since this directory last was: a copy of it, or the directory went back",
+                    if owner == node_id { "this node id" } else { owner }
+                ),
+            );
         }
         parted
     }
@@ -286,17 +336,16 @@ impl<S: HistoryStore> Keeper<S> {
         tracing::warn!(
             "this node goes by a new node id, {id}, and peers read again from behind seq {since}: {why}"
         );
-        let recovering = self.recovering.map(|seq| seq.0);
+        let (recovering, drawn) = (self.recovering.map(|seq| seq.0), id.clone());
         self.change(move |node| {
             node.renew(id, since.0);
             node.history.recovering = recovering;
         })
         .await?;
+        self.with.history.drawn(&drawn);
         (self.drawn, self.went_back) = (true, false);
-        if let Some(first) = self.with.queue.first_seq() {
-            // what was put back may lie above the last seq that this node knew
-            self.with.marks.with(|marks| marks.void_below(first));
-        }
+        // what was put back may lie above the last seq that this node knew
+        self.nothing_below_is_open();
         self.with.storage.renew(&contact(&self.with.queue)).await.map_err(told)
     }
 
@@ -332,14 +381,21 @@ impl<S: HistoryStore> Keeper<S> {
     async fn tell(&mut self) -> Result<(), StorageError> {
         // first: what is released of the log is never above what is resolved
         let main = self.with.queue.released();
+        let known = if self.number.is_none() { self.known_channels() } else { BTreeSet::new() };
         let (changes, whole) = self.with.marks.with(|marks| {
             let changes = marks.changes(self.number);
-            let named = changes.channels.unwrap_or_else(|| marks.channels());
+            let all = || known.into_iter().chain(marks.channels()).collect::<BTreeSet<_>>();
+            let named = changes.channels.unwrap_or_else(|| all().into_iter().collect());
             let safe = |channel: ChannelName| (channel.clone(), marks.safe(&channel));
             let safe: Vec<(ChannelName, Seq)> = named.into_iter().map(safe).collect();
             ((changes.number, safe), marks.whole())
         });
-        let (number, channels) = changes;
+        let (number, mut channels) = changes;
+        // what is owed is not released
+        channels.retain(|(channel, _)| !self.owed.contains_key(channel));
+        let owed = self.owed.values().map(|(above, _)| *above).min();
+        let bound = |seq: Seq| owed.map_or(seq, |owed| seq.min(owed));
+        let (main, whole) = (bound(main), bound(whole));
         if channels.is_empty() && self.told == (main, whole) {
             return Ok(());
         }
@@ -358,6 +414,12 @@ impl<S: HistoryStore> Keeper<S> {
         (self.number, self.told) = (Some(number), (main, whole));
         self.with.queue.keep_above(main, &self.released);
         Ok(())
+    }
+
+    /// The channels of which the storage was told once.
+    fn known_channels(&self) -> BTreeSet<ChannelName> {
+        let released = self.with.queue.node().history.released;
+        released.keys().filter_map(|channel| Name::new(channel).ok()).collect()
     }
 
     async fn change(

@@ -11,7 +11,7 @@ use replicon::clock::Clock;
 use replicon::event::{Event, Micros, ModeTag, Name, Seq};
 use replicon::storage::event_store::{Applied, EventStore, Foreign, StoredRow, Wanted};
 use replicon::storage::sql::postgres::{Address, Options as ServerOptions, Server};
-use replicon::storage::sql::session::Backend;
+use replicon::storage::sql::session::{Backend, Session as _};
 use replicon::storage::sql::sqlite::Database;
 use replicon::storage::sql::{Options, SqlStorage, mysql};
 use replicon::storage::{Contact, Kind, Storage, conformance};
@@ -51,6 +51,12 @@ fn options(channels: Vec<Channel>) -> Options {
         registry: Arc::new(Registry::new(channels).unwrap()),
         clock: Clock::system(),
     }
+}
+
+/// As [`options`], of raw events, with a clock that the test turns.
+fn turned() -> (Options, Clock) {
+    let clock = Clock::manual(Micros(1_790_000_000_000_000));
+    (Options { clock: clock.clone(), ..options(vec![raw("events_raw")]) }, clock)
 }
 
 /// How a node in this process reaches a database of PostgreSQL.
@@ -117,6 +123,53 @@ fn pairs(text: &str) -> Vec<(u64, String)> {
 
 const ALL: &str = "SELECT origin_seq, json_data FROM events_raw ORDER BY origin_seq";
 
+/// Of an answer of 64 rows of 1 MiB (`row` is the expression for one) no more is taken than was asked
+/// for, and whatever was left of it is in nobody's way.
+async fn large_rows_are_left<B: Backend>(backend: &B, row: &str) {
+    let rows = |count: u64| {
+        format!(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) SELECT {row} FROM n"
+        )
+    };
+    let most = 3 << 20;
+    // the rest is worth reading, or not; and one that has none
+    for (count, taken, cut) in [(6, 4, true), (64, 4, true), (4, 4, false), (1, 1, false)] {
+        let mut session = backend.begin().await.unwrap();
+        let within = session.rows_within(&rows(count), &[], most).await.unwrap();
+        assert_eq!((within.rows.len(), within.cut), (taken, cut), "of {count}");
+        session.rollback().await;
+        let mut session = backend.begin().await.unwrap();
+        let one = session.rows("SELECT '1'", &[]).await.unwrap();
+        assert_eq!(one, [[Some("1".to_owned())]]);
+        session.rollback().await;
+    }
+}
+
+/// A table that is broken stops those who read it, and no writer of another.
+async fn a_broken_table_takes_no_contact<B: Backend>(
+    backend: B,
+    sql: impl Fn(&str) -> String,
+    breaks: &str,
+) {
+    let storage = SqlStorage::new(backend, options(vec![raw("events_raw"), structured(false)]));
+    let contact = Contact { first_unacked: Seq(1), node_id: "id".to_owned(), ..Contact::default() };
+    storage.connect(&contact).await.unwrap();
+    storage.append(&[report(1, r#"{"ip":"::1"}"#)]).await.unwrap();
+    let (origin, channel) = (Name::new("dc1").unwrap(), Name::new("reports").unwrap());
+    let wanted = Wanted { origin, channel, from: Seq(1), upto: Seq(9), rows: 10, bytes: 1 << 20 };
+    assert_eq!(storage.read(&wanted).await.unwrap().rows.len(), 1);
+    let epoch = || sql("SELECT epoch FROM replicon_node").trim().to_owned();
+    let before = epoch();
+    sql(breaks);
+    for seq in 2..4 {
+        let e = storage.read(&wanted).await.unwrap_err();
+        assert_eq!((e.kind, e.channel.as_ref()), (Kind::Fatal, Some(&wanted.channel)), "{e}");
+        assert!(e.text.starts_with("table reports: "), "{e}");
+        storage.append(&[conformance::event(seq, "{}")]).await.unwrap();
+    }
+    assert_eq!(epoch(), before, "the origin was not taken again");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_conforms() {
     let postgres = Postgres::start();
@@ -130,8 +183,14 @@ async fn postgres_conforms() {
     conformance::all(open, || pairs(&postgres.psql("conforms", ALL))).await;
     postgres.database("events");
     wait_unlocked(&postgres, "conforms");
-    let storage = SqlStorage::new(server(&postgres, "events"), options(vec![raw("events_raw")]));
-    conformance::event_store(&storage).await;
+    let (options, clock) = turned();
+    let storage = SqlStorage::new(server(&postgres, "events"), options);
+    conformance::event_store(&storage, &clock).await;
+    large_rows_are_left(&server(&postgres, "events"), "repeat('x', 1048576)").await;
+    postgres.database("broken");
+    let breaks = "ALTER TABLE reports DROP COLUMN n";
+    let sql = |sql: &str| postgres.psql("broken", sql);
+    a_broken_table_takes_no_contact(server(&postgres, "broken"), sql, breaks).await;
 }
 
 async fn conforms(kind: MysqlKind) {
@@ -145,8 +204,14 @@ async fn conforms(kind: MysqlKind) {
     };
     conformance::all(open, || pairs(&mysql.sql("conforms", ALL))).await;
     mysql.database("events");
-    let storage = SqlStorage::new(mysql_server(&mysql, "events"), options(vec![raw("events_raw")]));
-    conformance::event_store(&storage).await;
+    let (options, clock) = turned();
+    let storage = SqlStorage::new(mysql_server(&mysql, "events"), options);
+    conformance::event_store(&storage, &clock).await;
+    large_rows_are_left(&mysql_server(&mysql, "events"), "repeat('x', 1048576)").await;
+    mysql.database("broken");
+    let breaks = "ALTER TABLE reports DROP COLUMN n";
+    let sql = |sql: &str| mysql.sql("broken", sql);
+    a_broken_table_takes_no_contact(mysql_server(&mysql, "broken"), sql, breaks).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -174,9 +239,15 @@ async fn sqlite_conforms() {
         async { storage }
     };
     conformance::all(open, || pairs(&sqlite(&path, ALL))).await;
-    let storage =
-        SqlStorage::new(Database::new(dir.path().join("b.db")), options(vec![raw("events_raw")]));
-    conformance::event_store(&storage).await;
+    let (options, clock) = turned();
+    let storage = SqlStorage::new(Database::new(dir.path().join("b.db")), options);
+    conformance::event_store(&storage, &clock).await;
+    let other = Database::new(dir.path().join("c.db"));
+    large_rows_are_left(&other, "hex(zeroblob(524288))").await;
+    let path = dir.path().join("d.db");
+    let breaks = "ALTER TABLE reports DROP COLUMN n";
+    let sql = |sql: &str| sqlite(&path, sql);
+    a_broken_table_takes_no_contact(Database::new(path.clone()), sql, breaks).await;
 }
 
 fn report(seq: u64, payload: &str) -> Event {

@@ -200,7 +200,7 @@ async fn node() -> Node {
         seen: Box::new(|_| {}),
         resume: resumes.clone(),
     });
-    let history = Arc::new(History::new("id"));
+    let history = Arc::new(History::new("id", Vec::new()));
     let life = Life { id: "id".to_owned(), since: None, past: Vec::new() };
     assert!(history.settle(life, Some(Seq(FIRST))));
     let orders = Arc::<Plain<Vec<String>>>::default();

@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::dialect::Class;
+use super::history::Incarnation;
 use super::route::Part;
 use super::schema::{Difference, Standing, compare};
 use super::session::{Backend, Lock, Param, Session, SqlError, TextRow};
@@ -91,7 +92,7 @@ impl<B: Backend> Inner<B> {
             Ok(_) => self.last(&mut session).await.map_err(outage),
             Err(_) => Ok(None),
         };
-        let found = match (taken, last.is_ok()) {
+        let (found, incarnation) = match (taken, last.is_ok()) {
             (Ok(found), true) => found,
             (taken, _) => {
                 session.rollback().await;
@@ -104,6 +105,7 @@ impl<B: Backend> Inner<B> {
         let mut state = self.state();
         let (node_id, epoch) = (state.contact.node_id.clone(), found.epoch);
         state.taken = Some(epoch);
+        (state.told, state.incarnation) = (found.released.clone(), incarnation);
         // what an earlier contact found and nobody has looked at yet still counts
         state.found = Some(match state.found.take() {
             Some(earlier) => earlier.and(found),
@@ -239,7 +241,7 @@ impl<B: Backend> Inner<B> {
     }
 
     /// Takes the origin's row; what stood there before.
-    async fn take(&self, session: &mut B::Session) -> Result<Found, StorageError> {
+    async fn take(&self, session: &mut B::Session) -> Result<(Found, Incarnation), StorageError> {
         let dialect = self.backend.dialect();
         let (contact, taken) = {
             let state = self.state();
@@ -278,8 +280,12 @@ impl<B: Backend> Inner<B> {
         };
         session.execute(&sql, &params).await.map_err(outage)?;
         self.raise(session, &[(ALIVE, Seq(now_ms))]).await.map_err(outage)?;
-        let stranger = before != taken.unwrap_or(contact.epoch);
-        Ok(Found { owner, stranger, epoch, released })
+        // a contact that ended before its answer came was ours
+        let known = taken.unwrap_or(contact.epoch);
+        let ours = before == known + 1 && rows.first().is_some_and(|row| text(row, 4) == host());
+        let stranger = before != known && !ours;
+        let incarnation = self.incarnation(session).await.map_err(outage)?;
+        Ok((Found { owner, stranger, epoch, released }, incarnation))
     }
 
     /// An error where another node writes as this origin and lives.

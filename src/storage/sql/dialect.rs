@@ -253,6 +253,10 @@ pub trait Dialect: Send + Sync {
         )
     }
 
+    /// Which server answers: a statement for its name and what else changes with a start, and one whose
+    /// last column is the seconds that it has run, where the first does not show a start.
+    fn incarnation(&self) -> &'static [&'static str];
+
     /// Raises the released seqs of `rows` different channels; none goes back. Parameters of each:
     /// origin, channel, seq.
     fn released_upsert(&self, rows: usize) -> String {
@@ -313,16 +317,17 @@ pub trait Dialect: Send + Sync {
         )
     }
 
-    /// The ids of an origin in the order in which they were accepted. Parameters: origin.
+    /// The ids of an origin in the order in which they were accepted, every column. Parameters: origin.
     fn origin_read(&self) -> String {
         let origins = table::replicon_origin();
         format!(
-            "SELECT {} FROM {} WHERE {} ORDER BY {}, {}",
-            self.cast_text(&self.quote("node_id")),
-            self.quote(&origins.name),
+            "{} WHERE {} ORDER BY {origin}.{}, {origin}.{}",
+            select(self, &origins),
             compare(self, "origin_dc", "=", 1, ColumnType::OriginDc),
             self.quote("accepted_at"),
-            self.quote("node_id")
+            self.quote("node_id"),
+            // as in [`by_seq`]
+            origin = self.quote(&origins.name)
         )
     }
 

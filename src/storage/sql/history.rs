@@ -47,18 +47,76 @@ impl<B: Backend> HistoryStore for SqlStorage<B> {
         let rows: Vec<(&str, Seq)> = named.chain([(WHOLE, whole)]).collect();
         let begun = self.0.begin(&ready).await;
         let mut session = begun.map_err(|(e, at)| self.0.judge(e, at, &[]))?;
-        let written = self.0.raise(&mut session, &rows).await;
-        match written {
-            Ok(()) => session.commit().await.map_err(|e| self.0.judge(e, At::Before, &[])),
-            Err(e) => {
+        let written = match self.0.same_as_told(&mut session).await {
+            Ok(true) => self.0.raise(&mut session, &rows).await,
+            Ok(false) => {
                 session.rollback().await;
-                Err(self.0.judge(e, At::Before, &[]))
+                // the next contact shows what stands there
+                self.0.forget(ready.epoch);
+                let text = "the server is another one, or went back, since it was met";
+                return Err(StorageError::retry("contact", text));
             }
+            Err(e) => Err(e),
+        };
+        if let Err(e) = written {
+            session.rollback().await;
+            return Err(self.0.judge(e, At::Before, &[]));
         }
+        session.commit().await.map_err(|e| self.0.judge(e, At::Before, &[]))?;
+        let mut state = self.0.state();
+        for (channel, seq) in rows {
+            let told = state.told.entry(channel.to_owned()).or_default();
+            *told = seq.max(*told);
+        }
+        Ok(())
+    }
+}
+
+/// Which server it is, and for how long it has run, as far as it says so: another one, or one that
+/// was started anew, may lack what was written last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Incarnation {
+    name: String,
+    uptime: u64,
+}
+
+impl Incarnation {
+    /// Whether this is the one of before, looked at later.
+    fn goes_on(&self, before: &Self) -> bool {
+        self.name == before.name && self.uptime >= before.uptime
     }
 }
 
 impl<B: Backend> Inner<B> {
+    /// Which server answers.
+    pub(super) async fn incarnation(
+        &self,
+        session: &mut B::Session,
+    ) -> Result<Incarnation, SqlError> {
+        let mut told = Vec::new();
+        for sql in self.backend.dialect().incarnation() {
+            let rows = session.rows(sql, &[]).await?;
+            let last = rows.into_iter().flatten().next_back().flatten();
+            told.push(last.unwrap_or_default());
+        }
+        let uptime = told.get(1).and_then(|seconds| seconds.parse().ok()).unwrap_or(0);
+        let name = told.into_iter().next().unwrap_or_default();
+        Ok(Incarnation { name, uptime })
+    }
+
+    /// Whether the server is the one that was met, and shows what it was told.
+    async fn same_as_told(&self, session: &mut B::Session) -> Result<bool, SqlError> {
+        let incarnation = self.incarnation(session).await?;
+        let stands = self.released(session).await?;
+        let mut state = self.state();
+        let shows = |(channel, seq): (&String, &Seq)| stands.get(channel) >= Some(seq);
+        let same = incarnation.goes_on(&state.incarnation) && state.told.iter().all(shows);
+        if same {
+            state.incarnation = incarnation;
+        }
+        Ok(same)
+    }
+
     /// Raises released seqs; none goes back.
     pub(super) async fn raise(
         &self,

@@ -16,7 +16,7 @@ use super::route::Part;
 use super::session::{Backend, Param, Record, Session, SqlError, TextRow};
 use super::table::{Table, replicon_quarantine};
 use super::value::{Head, Value, row, same_values, timestamptz};
-use super::{At, Inner, MEETINGS, SqlStorage, seq_of, seq_param};
+use super::{Inner, MEETINGS, SqlStorage, seq_of, seq_param};
 use crate::channel::schema::OnUnknown;
 use crate::event::{MAX_SEQ, Name, Seq};
 use crate::storage::event_store::{Foreign, StoredRow, Wanted};
@@ -102,7 +102,7 @@ impl<B: Backend> Mend for SqlStorage<B> {
     }
 
     async fn quarantined(&self) -> Result<Vec<Kept>, StorageError> {
-        let rows = self.0.look(&self.0.backend.dialect().quarantine_groups(), &[]).await?;
+        let rows = self.0.look(&self.0.backend.dialect().quarantine_groups(), &[], None).await?;
         let kept = |row: &TextRow| {
             let text = |at: usize| row.get(at).and_then(|text| text.as_deref());
             // what has no name was put there by hand
@@ -148,11 +148,10 @@ impl<B: Backend> Inner<B> {
             rows: page.rows,
             bytes: page.bytes,
         };
-        let begun = self.backend.begin().await;
-        let mut session = begun.map_err(|e| self.judge(e, At::Before, &[]))?;
+        let mut session = self.reader().await?;
         let read = self.rows_of(&mut session, &replicon_quarantine(), &wanted).await;
         session.rollback().await;
-        read.map_err(|e| self.judge(e, At::Before, &[]))
+        read.map(|read| (read.rows, read.more))
     }
 
     /// Rows in quarantine as a page, each payload looked at once more: what came as none is none.

@@ -34,6 +34,7 @@ use crate::clock::Clock;
 use crate::event::{ChannelName, Event, Origin, Seq};
 use contact::Ready;
 use dialect::Class;
+use history::Incarnation;
 use route::{Moments, Part, Targets, route};
 use session::{Backend, NO_SIEVE, Param, Record, Session, SqlError, TextRow};
 use table::Table;
@@ -83,6 +84,10 @@ struct State {
     taken: Option<u64>,
     /// What contacts found since somebody asked.
     found: Option<Found>,
+    /// What it was told to be released, or showed when it was met.
+    told: BTreeMap<String, Seq>,
+    /// The server that was met.
+    incarnation: Incarnation,
     /// Tables that refused a statement: looked at before they are written to again.
     suspects: BTreeSet<String>,
     /// Tables that refused rows lately: for so many batches refusals are looked for first.

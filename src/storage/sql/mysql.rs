@@ -22,7 +22,7 @@ use sqlx::{
 use super::dialect::mysql::Mysql as Words;
 use super::dialect::{Class, Dialect};
 use super::pooled::{Pooled, answered};
-use super::session::{Backend, Lock, Param, Record, Session, Sifted, SqlError, TextRow};
+use super::session::{Backend, Lock, Param, Record, Session, Sifted, SqlError, TextRow, Within};
 use super::table::Table;
 use super::value::mysql;
 
@@ -310,6 +310,17 @@ impl Session for Tx {
         answered(async { fetch(&mut self.tx, sql, params).await.map_err(|e| error(&e)) }).await
     }
 
+    async fn rows_within(
+        &mut self,
+        sql: &str,
+        params: &[Param<'_>],
+        most: usize,
+    ) -> Result<Within, SqlError> {
+        let query = bound(AssertSqlSafe(sql), params);
+        let found = async { self.tx.within(query, texts, most).await.map_err(|e| error(&e)) };
+        answered(found).await
+    }
+
     async fn store(&mut self, table: &Table, rows: &[&Record<'_>]) -> Result<u64, SqlError> {
         let mut rest = rows;
         let mut stored = 0;
@@ -446,8 +457,11 @@ async fn fetch(
     params: &[Param<'_>],
 ) -> Result<Vec<TextRow>, sqlx::Error> {
     let rows: Vec<MySqlRow> = bound(AssertSqlSafe(sql), params).fetch_all(connection).await?;
-    let texts = |row: &MySqlRow| (0..row.len()).map(|at| text(row, at)).collect();
     rows.iter().map(texts).collect()
+}
+
+fn texts(row: &MySqlRow) -> Result<TextRow, sqlx::Error> {
+    (0..row.len()).map(|at| text(row, at)).collect()
 }
 
 /// A column as text: what the dialect leaves as it is gets its one form here.

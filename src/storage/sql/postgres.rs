@@ -14,7 +14,9 @@ use sqlx::{AssertSqlSafe, Connection, Row as _};
 use super::dialect::postgres::Postgres as Words;
 use super::dialect::{Class, Dialect};
 use super::pooled::{Pooled, answered};
-use super::session::{Backend, Lock, NO_SIEVE, Param, Record, Session, Sifted, SqlError, TextRow};
+use super::session::{
+    Backend, Lock, NO_SIEVE, Param, Record, Session, Sifted, SqlError, TextRow, Within,
+};
 use super::table::Table;
 use super::value::postgres;
 use crate::event::Seq;
@@ -179,6 +181,17 @@ impl Session for Tx {
         answered(async { fetch(&mut self.0, sql, params).await.map_err(|e| error(&e)) }).await
     }
 
+    async fn rows_within(
+        &mut self,
+        sql: &str,
+        params: &[Param<'_>],
+        most: usize,
+    ) -> Result<Within, SqlError> {
+        let query = bound(sql, params);
+        let found = async { self.0.within(query, texts, most).await.map_err(|e| error(&e)) };
+        answered(found).await
+    }
+
     async fn store(&mut self, table: &Table, rows: &[&Record<'_>]) -> Result<u64, SqlError> {
         let Some(sql) = Words.copy_in(table) else { return Ok(0) };
         answered(self.copy(&sql, rows)).await
@@ -291,8 +304,11 @@ async fn fetch(
     params: &[Param<'_>],
 ) -> Result<Vec<TextRow>, sqlx::Error> {
     let rows: Vec<PgRow> = bound(sql, params).fetch_all(connection).await?;
-    let texts = |row: &PgRow| (0..row.len()).map(|i| row.try_get(i)).collect();
     rows.iter().map(texts).collect()
+}
+
+fn texts(row: &PgRow) -> Result<TextRow, sqlx::Error> {
+    (0..row.len()).map(|i| row.try_get(i)).collect()
 }
 
 /// As [`error`], before any event is at hand: nothing then is the data's fault.

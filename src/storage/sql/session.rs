@@ -15,6 +15,15 @@ pub use super::value::sqlite::Bind as Param;
 /// A row as it is read back: every column as text, or null.
 pub type TextRow = Vec<Option<String>>;
 
+/// The first rows that a statement gives.
+#[derive(Debug, Default)]
+pub struct Within {
+    /// They.
+    pub rows: Vec<TextRow>,
+    /// There are more, which are lost: of the session nothing but its end may be asked.
+    pub cut: bool,
+}
+
 /// A row to be stored.
 #[derive(Debug)]
 pub struct Record<'a> {
@@ -74,6 +83,14 @@ pub trait Session: Send {
         sql: &str,
         params: &[Param<'_>],
     ) -> impl Future<Output = Result<Vec<TextRow>, SqlError>> + Send;
+    /// As [`Session::rows`], but no further than the row with which they are larger than `most` bytes: a
+    /// few large ones do not take the memory of many small ones.
+    fn rows_within(
+        &mut self,
+        sql: &str,
+        params: &[Param<'_>],
+        most: usize,
+    ) -> impl Future<Output = Result<Within, SqlError>> + Send;
     /// Stores rows by the fastest road; how many the server says that it stored.
     fn store(
         &mut self,

@@ -14,7 +14,8 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::dialect::sqlite::Sqlite as Words;
 use super::dialect::{Class, Dialect};
-use super::session::{Backend, Lock, Param, Record, Session, Sifted, SqlError, TextRow};
+use super::pooled::within;
+use super::session::{Backend, Lock, Param, Record, Session, Sifted, SqlError, TextRow, Within};
 use super::table::Table;
 use super::value::sqlite;
 use crate::event::Seq;
@@ -22,6 +23,8 @@ use crate::fsx::{DirLock, OsDisk, durable_dir, parent};
 
 /// Parameters of one INSERT: so many that its cost is shared, and one text that stays prepared.
 const BINDS: usize = 2_000;
+/// Rows that are read ahead of whoever takes them, of whatever size.
+const AHEAD: usize = 16;
 
 /// A database in a file.
 pub struct Database {
@@ -43,7 +46,8 @@ impl Database {
         let options = SqliteConnectOptions::new()
             .filename(&self.path)
             .create_if_missing(true)
-            .statement_cache_capacity(64);
+            .statement_cache_capacity(64)
+            .row_buffer_size(AHEAD);
         let mut connection =
             SqliteConnection::connect_with(&options).await.map_err(|e| at_open(&e, &self.path))?;
         for statement in Words.session_setup() {
@@ -136,6 +140,18 @@ impl Session for Tx {
     async fn rows(&mut self, sql: &str, params: &[Param<'_>]) -> Result<Vec<TextRow>, SqlError> {
         let rows = bound(sql, params).fetch_all(self.connection()?).await.map_err(|e| error(&e))?;
         rows.iter().map(texts).collect::<Result<_, _>>().map_err(|e| error(&e))
+    }
+
+    async fn rows_within(
+        &mut self,
+        sql: &str,
+        params: &[Param<'_>],
+        most: usize,
+    ) -> Result<Within, SqlError> {
+        let query = bound(sql, params);
+        let found = within::<sqlx::Sqlite, _>(self.connection()?, query, texts, most).await;
+        // an answer that nobody takes ends by itself
+        found.map(|(found, _)| found).map_err(|e| error(&e))
     }
 
     async fn store(&mut self, table: &Table, rows: &[&Record<'_>]) -> Result<u64, SqlError> {

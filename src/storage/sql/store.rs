@@ -1,7 +1,8 @@
 //! Reading by identity: the same tables, seen from the other side.
 //!
 //! Does not know peers. A structured row is read as the payload that its columns make; where a raw
-//! copy stands too, that is given.
+//! copy stands too, that is given. Whatever a reader meets, writers keep their contact: a table that is
+//! broken stops those who read it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,15 +12,15 @@ use bytes::Bytes;
 use super::apply::name;
 use super::dialect::Class;
 use super::session::{Backend, Param, Session, SqlError, TextRow};
-use super::table::{Table, replicon_origin, replicon_quarantine};
+use super::table::{Table, replication_progress, replicon_origin, replicon_quarantine};
 use super::value::{bytes, micros, payload_of, timestamptz};
 use super::{At, Inner, SqlStorage, seq_param};
-use crate::event::{ChannelName, Origin, Seq};
-use crate::storage::StorageError;
+use crate::event::{ChannelName, Micros, Origin, Seq};
 use crate::storage::event_store::{Applied, EventStore, Foreign, Page, StoredRow, Wanted};
+use crate::storage::{Kind, StorageError};
 
 /// Rows of the first look of a page, whose size nobody knows yet.
-const FIRST_PIECE: usize = 32;
+const FIRST_PIECE: usize = 16;
 /// Most rows of one look.
 const MAX_PIECE: usize = 4096;
 /// The canonical columns, before a row's own.
@@ -28,12 +29,8 @@ const CANONICAL: usize = 5;
 impl<B: Backend> EventStore for SqlStorage<B> {
     async fn read(&self, wanted: &Wanted) -> Result<Page, StorageError> {
         let tables = self.0.tables_of(wanted).await?;
-        // begun after the caller chose `upto`: a new snapshot
-        let mut session =
-            self.0.backend.begin().await.map_err(|e| self.0.judge(e, At::Before, &[]))?;
-        let page = self.0.page(&mut session, wanted, &tables).await;
-        session.rollback().await;
-        page.map_err(|e| self.0.judge(e, At::Before, &[]))
+        // its sessions are begun after the caller chose `upto`: new snapshots
+        self.0.page(wanted, &tables).await
     }
 
     async fn apply(&self, foreign: &Foreign) -> Result<Applied, StorageError> {
@@ -59,7 +56,7 @@ impl<B: Backend> EventStore for SqlStorage<B> {
 
     async fn accepted_ids(&self, origin: &Origin) -> Result<Vec<String>, StorageError> {
         let sql = self.0.backend.dialect().origin_read();
-        Ok(self.0.look(&sql, &[name(origin)]).await?.into_iter().flatten().flatten().collect())
+        Ok(self.0.look(&sql, &[name(origin)], None).await?.iter().filter_map(id_of).collect())
     }
 
     async fn accept_id(
@@ -74,9 +71,9 @@ impl<B: Backend> EventStore for SqlStorage<B> {
         let accepted = async {
             let dialect = self.0.backend.dialect();
             let known = session.rows(&dialect.origin_read(), &[name(origin)]).await?;
-            if !known.iter().flatten().flatten().any(|known| known == id) {
-                let now = timestamptz(self.0.options.clock.wall());
-                let params = [name(origin), Param::Text(id.into()), Param::Text(now.into())];
+            if !known.iter().filter_map(id_of).any(|known| known == id) {
+                let at = timestamptz(behind(&known, self.0.options.clock.wall()));
+                let params = [name(origin), Param::Text(id.into()), Param::Text(at.into())];
                 session.execute(&dialect.insert(&replicon_origin(), 1), &params).await?;
             }
             let cursor = again(origin, id);
@@ -111,11 +108,52 @@ impl<B: Backend> EventStore for SqlStorage<B> {
                 Param::Int(i64::try_from(most).unwrap_or(i64::MAX)),
             ];
             let sql = self.0.backend.dialect().count_page(&table);
-            let rows = self.0.look(&sql, &params).await?;
+            let rows = self.0.look(&sql, &params, Some((&*table, &wanted.channel))).await?;
             let found = rows.into_iter().flatten().flatten().next();
             count = count.max(found.and_then(|count| count.parse().ok()).unwrap_or(0));
         }
         Ok(count)
+    }
+}
+
+/// Rows of one table.
+pub(super) struct Stretch {
+    /// They.
+    pub(super) rows: Vec<StoredRow>,
+    /// There may be more.
+    pub(super) more: bool,
+    /// Of the session nothing but its end may be asked.
+    cut: bool,
+}
+
+/// The node id of a row of `replicon_origin`.
+fn id_of(row: &TextRow) -> Option<String> {
+    row.get(1).cloned().flatten()
+}
+
+/// When an id is accepted: behind those that are known, since the last one is followed, and a clock may
+/// have been set back.
+fn behind(known: &[TextRow], now: Micros) -> Micros {
+    let at = |row: &TextRow| micros(row.get(2)?.as_deref()?);
+    let last = known.iter().filter_map(at).max();
+    last.map_or(now, |last| now.max(Micros(last.0.saturating_add(1))))
+}
+
+/// An error as a reader is told it. A writer's takes the contact away, so that its tables are looked at;
+/// here that would take it from every writer each time that somebody asks.
+fn unread(e: SqlError, of: Option<(&Table, &ChannelName)>) -> StorageError {
+    let SqlError { class, code, text } = e;
+    match class {
+        Class::Fatal | Class::Reject | Class::AlreadyThere => StorageError {
+            kind: Kind::Fatal,
+            code,
+            text: match of {
+                Some((table, _)) => format!("table {}: {text}", table.name),
+                None => text,
+            },
+            channel: of.map(|(_, channel)| channel.clone()),
+        },
+        Class::Locked | Class::Retry | Class::RetryAtOnce => StorageError::retry(code, text),
     }
 }
 
@@ -132,18 +170,23 @@ impl<B: Backend> Clone for SqlStorage<B> {
 }
 
 impl<B: Backend> Inner<B> {
-    /// What a statement gives.
+    /// What a statement gives; of which table and channel, where it is of one.
     pub(super) async fn look(
         self: &Arc<Self>,
         sql: &str,
         params: &[Param<'_>],
+        of: Option<(&Table, &ChannelName)>,
     ) -> Result<Vec<TextRow>, StorageError> {
         self.ready().await?;
-        let begun = self.backend.begin().await;
-        let mut session = begun.map_err(|e| self.judge(e, At::Before, &[]))?;
+        let mut session = self.reader().await?;
         let rows = session.rows(sql, params).await;
         session.rollback().await;
-        rows.map_err(|e| self.judge(e, At::Before, &[]))
+        rows.map_err(|e| unread(e, of))
+    }
+
+    /// A session to read in.
+    pub(super) async fn reader(&self) -> Result<B::Session, StorageError> {
+        self.backend.begin().await.map_err(|e| StorageError::retry(e.code, e.text))
     }
 
     async fn cursor_of(
@@ -152,7 +195,8 @@ impl<B: Backend> Inner<B> {
         channel: &ChannelName,
     ) -> Result<Option<Seq>, StorageError> {
         let params = [Param::Text(cursor.into()), name(channel)];
-        let rows = self.look(&self.backend.dialect().progress_read(), &params).await?;
+        let (sql, table) = (self.backend.dialect().progress_read(), replication_progress());
+        let rows = self.look(&sql, &params, Some((&table, channel))).await?;
         let seq = rows.into_iter().flatten().flatten().next();
         Ok(seq.and_then(|seq| seq.parse().ok()).map(Seq))
     }
@@ -166,7 +210,8 @@ impl<B: Backend> Inner<B> {
             return Ok(true);
         }
         let sql = self.backend.dialect().introspect_columns();
-        let there = !self.look(sql, &[Param::Text(table.name.as_str().into())]).await?.is_empty();
+        let params = [Param::Text(table.name.as_str().into())];
+        let there = !self.look(sql, &params, None).await?.is_empty();
         if there {
             self.state().standing.insert(table.name.clone());
         }
@@ -175,20 +220,28 @@ impl<B: Backend> Inner<B> {
 
     /// The union of the tables that can hold the channel's rows, each identity once. Each table is
     /// read with the same limit, and the union ends where the shorter one ends.
-    async fn page(
-        &self,
-        session: &mut B::Session,
-        wanted: &Wanted,
-        tables: &[Arc<Table>],
-    ) -> Result<Page, SqlError> {
+    async fn page(&self, wanted: &Wanted, tables: &[Arc<Table>]) -> Result<Page, StorageError> {
         let mut found: BTreeMap<Seq, StoredRow> = BTreeMap::new();
         let mut upto = wanted.upto;
+        let mut open = None;
         for table in tables {
-            let (rows, more) = self.rows_of(session, table, wanted).await?;
+            let mut session = match open.take() {
+                Some(session) => session,
+                None => self.reader().await?,
+            };
+            let read = self.rows_of(&mut session, table, wanted).await;
+            match &read {
+                Ok(read) if !read.cut => open = Some(session),
+                _ => session.rollback().await,
+            }
+            let Stretch { rows, more, .. } = read?;
             if more && let Some(last) = rows.last() {
                 upto = upto.min(last.seq);
             }
             found.extend(rows.into_iter().map(|row| (row.seq, row)));
+        }
+        if let Some(session) = open {
+            session.rollback().await;
         }
         let mut rows = Vec::new();
         let mut size = 0;
@@ -219,19 +272,22 @@ impl<B: Backend> Inner<B> {
         Ok(tables)
     }
 
-    /// Rows of one table, and whether there may be more. Read in pieces, so that few large rows do not
-    /// take the room of many.
+    /// Rows of one table. Asked for in pieces, so that little is read that the page has no room for; and
+    /// a piece ends where it is too large, since those behind small rows may have any size.
     pub(super) async fn rows_of(
         &self,
         session: &mut B::Session,
         table: &Table,
         wanted: &Wanted,
-    ) -> Result<(Vec<StoredRow>, bool), SqlError> {
+    ) -> Result<Stretch, StorageError> {
+        let of = Some((table, &wanted.channel));
         let sql = self.backend.dialect().read_page(table);
-        let (mut found, mut size) = (Vec::new(), 0);
+        let (mut rows, mut size) = (Vec::new(), 0);
         let (mut from, mut piece) = (wanted.from, FIRST_PIECE);
-        while found.len() < wanted.rows.max(1) && size < wanted.bytes {
-            let limit = piece.min(wanted.rows.max(1) - found.len());
+        // of a row there is more than its payload, and of bytes there are two digits each
+        let most = wanted.bytes.saturating_mul(2);
+        while rows.len() < wanted.rows.max(1) && size < wanted.bytes {
+            let limit = piece.min(wanted.rows.max(1) - rows.len());
             let params = [
                 name(&wanted.origin),
                 name(&wanted.channel),
@@ -239,22 +295,24 @@ impl<B: Backend> Inner<B> {
                 seq_param(wanted.upto),
                 Param::Int(i64::try_from(limit).unwrap_or(i64::MAX)),
             ];
-            let rows = session.rows(&sql, &params).await?;
-            let got = rows.len();
-            for row in &rows {
-                let row = self.stored_row(table, &wanted.channel, row)?;
+            let found = session.rows_within(&sql, &params, most).await;
+            let found = found.map_err(|e| unread(e, of))?;
+            let (got, before) = (found.rows.len(), size);
+            for row in found.rows {
+                let row = self.stored_row(table, &wanted.channel, &row);
+                let row = row.map_err(|e| unread(e, of))?;
                 size += row.payload.len();
                 from = row.seq.next();
-                found.push(row);
+                rows.push(row);
             }
-            if got < limit {
-                return Ok((found, false));
+            if found.cut || got < limit {
+                return Ok(Stretch { rows, more: found.cut, cut: found.cut });
             }
-            // as many as should fill the page
-            let mean = (size / found.len().max(1)).max(1);
+            // as many as should fill the page, if they are like those
+            let mean = ((size - before) / got.max(1)).max(1);
             piece = (wanted.bytes.saturating_sub(size) / mean).clamp(FIRST_PIECE, MAX_PIECE);
         }
-        Ok((found, true))
+        Ok(Stretch { rows, more: true, cut: false })
     }
 
     fn stored_row(
@@ -303,5 +361,5 @@ fn from_wire(seq: Seq, wire: &[u8]) -> Option<StoredRow> {
     let node_name = String::from_utf8(parts.next()?.to_vec()).ok()?;
     let received_at = std::str::from_utf8(parts.next()?).ok()?.parse().ok()?;
     let payload = Bytes::copy_from_slice(parts.next()?);
-    Some(StoredRow { seq, node_name, received_at: crate::event::Micros(received_at), payload })
+    Some(StoredRow { seq, node_name, received_at: Micros(received_at), payload })
 }

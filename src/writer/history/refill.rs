@@ -4,31 +4,38 @@
 //! The log keeps everything above what the storage was last told to be released, so whatever a storage
 //! lost since (an unsynced tail, a failover) stands there. Does not know node ids.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use tokio::sync::mpsc;
 
 use super::super::settle::Worker;
-use super::{ASK_AGAIN, Found, HistoryStore, Keeper, told};
+use super::{Found, HistoryStore, Keeper, told};
 use crate::event::{ChannelName, Event, Seq};
-use crate::queue::Queue;
 use crate::queue::file::look::{LogFiles, Wanted as Looked};
+use crate::queue::{AnyQueue, Queue};
 use crate::storage::event_store::Wanted;
 use crate::task;
+use crate::watermark::Watermark;
 
 /// Most events, and about most bytes, of one write.
 const EVENTS: usize = 4_096;
 const BYTES: usize = 4 << 20;
+
+/// What is owed is tried again at every so many looks: every few seconds.
+const TRY_OWED: u32 = 20;
 
 /// The stretch of a channel that the storage should have: above the first seq, up to the second.
 pub(super) type Stretch = (Seq, Seq);
 
 impl<S: HistoryStore> Keeper<S> {
     /// The channels of which the storage has less than the log shows it took.
+    /// With `back` the storage shows less than it was told, and nobody knows what else it has of it:
+    /// then all that the log holds is taken as missing.
     pub(super) async fn short(
         &self,
         found: &Found,
+        back: bool,
     ) -> Result<BTreeMap<ChannelName, Stretch>, String> {
         let Some(log) = self.with.log.clone() else { return Ok(BTreeMap::new()) };
         let (marks, queue) = (self.with.marks.clone(), self.with.queue.clone());
@@ -36,40 +43,32 @@ impl<S: HistoryStore> Keeper<S> {
         if looked.to < looked.from {
             return Ok(BTreeMap::new());
         }
-        let counted = task::blocking(move || {
-            let mut counted: BTreeMap<ChannelName, (Stretch, u64)> = BTreeMap::new();
-            let read = log.events(&looked, &mut |event, _| {
-                let entry = counted.entry(event.channel.clone()).or_insert_with(|| {
-                    let above = released.of(event.channel.as_str()).max(released.whole());
-                    ((above, marks.safe(&event.channel)), 0)
-                });
-                let ((above, upto), n) = entry;
-                if event.seq > *above && event.seq <= *upto && !queue.is_dead(event.seq) {
-                    *n += 1;
-                }
-                ControlFlow::Continue(())
-            });
-            read.map(|()| counted)
-        });
-        let counted = counted.await.map_err(|e| e.to_string())?;
+        let counted = task::blocking(move || count(&log, &looked, &released, &marks, &queue));
         let mut short = BTreeMap::new();
-        for (channel, ((above, upto), n)) in counted.into_iter().filter(|(_, (_, n))| *n > 0) {
+        for (channel, Counted { above, upto, first, n }) in counted.await? {
+            if n == 0 {
+                continue;
+            }
             let wanted = Wanted {
                 origin: self.with.origin.clone(),
                 channel: channel.clone(),
-                from: above.next(),
+                // below it the log shows nothing that could be compared
+                from: first,
                 upto,
                 rows: EVENTS,
                 bytes: BYTES,
             };
             let stand = self.with.storage.count(&wanted, n).await.map_err(told)?;
+            if stand >= n && !back {
+                continue;
+            }
             if stand < n {
                 tracing::error!(
                     %channel,
-                    "of {n} events of channel {channel} that the storage had taken {stand} stand there: they are written again from the log"
+                    "of {n} events of channel {channel} that the storage had taken and the log still holds {stand} stand there: they are written again"
                 );
-                short.insert(channel, (above, upto));
             }
+            short.insert(channel, (above, upto));
         }
         Ok(short)
     }
@@ -80,13 +79,14 @@ impl<S: HistoryStore> Keeper<S> {
         Looked { from: Some(found.whole().next().0), to: Some(read.0), ..Looked::default() }
     }
 
-    /// Writes these stretches again, as far as the log holds them.
+    /// Writes these stretches again, as far as the log holds them. Those of channels that the storage
+    /// refuses for now are given back.
     pub(super) async fn refill(
-        &mut self,
+        &self,
         short: &BTreeMap<ChannelName, Stretch>,
-    ) -> Result<(), String> {
+    ) -> Result<BTreeMap<ChannelName, Stretch>, String> {
         let Some(log) = self.with.log.clone().filter(|_| !short.is_empty()) else {
-            return Ok(());
+            return Ok(BTreeMap::new());
         };
         let from = short.values().map(|(above, _)| above.next().0).min();
         let to = short.values().map(|(_, upto)| upto.0).max();
@@ -95,34 +95,95 @@ impl<S: HistoryStore> Keeper<S> {
         let stretches = short.clone();
         let reading = task::blocking(move || read(&log, &looked, &stretches, &batches));
         let writing = async {
+            let mut stuck = BTreeSet::new();
             while let Some(batch) = taken.recv().await {
-                self.write(batch).await;
+                stuck.extend(self.write(&batch).await);
             }
+            stuck
         };
-        let (read, ()) = tokio::join!(reading, writing);
-        read
+        let (read, stuck) = tokio::join!(reading, writing);
+        read?;
+        let owed = |(channel, stretch): (&ChannelName, &Stretch)| (channel.clone(), *stretch);
+        Ok(short.iter().filter(|(channel, _)| stuck.contains(*channel)).map(owed).collect())
     }
 
-    /// Until all of them stand there or are dead letters.
-    async fn write(&self, mut events: Vec<Event>) {
+    /// Until all of them stand there or are dead letters, but for those of channels that are stuck.
+    async fn write(&self, events: &[Event]) -> Vec<ChannelName> {
         let mut stop = self.with.stop.clone();
         let (queue, report) = (&*self.with.queue, &self.with.report);
         let worker = Worker { queue, storage: &*self.with.storage, report };
-        loop {
-            let Some(settled) = worker.settle(&events, &mut stop).await else {
-                // whoever waits for this is stopped from outside
-                std::future::pending::<()>().await;
-                return;
-            };
-            events.retain(|event| {
-                settled.stuck.get(&event.channel).is_some_and(|(seqs, _)| seqs.contains(&event.seq))
-            });
-            if events.is_empty() {
-                return;
-            }
-            task::sleep(ASK_AGAIN).await;
+        match worker.settle(events, &mut stop).await {
+            Some(settled) => settled.stuck.into_keys().collect(),
+            // whoever waits for this is stopped from outside
+            None => std::future::pending().await,
         }
     }
+
+    /// Tries what the storage refused before again, now and then.
+    pub(super) async fn pay_what_is_owed(&mut self) {
+        self.looks += 1;
+        if self.owed.is_empty() || !self.looks.is_multiple_of(TRY_OWED) {
+            return;
+        }
+        match self.refill(&self.owed).await {
+            // all of it is told anew: nothing else names what is paid
+            Ok(owed) => (self.owed, self.number) = (owed, None),
+            Err(why) => tracing::error!("what the storage lacks is not written again yet: {why}"),
+        }
+        self.show_what_is_owed();
+    }
+
+    /// Says which channels the storage still lacks something of.
+    pub(super) fn show_what_is_owed(&self) {
+        let channels: Vec<&str> = self.owed.keys().map(ChannelName::as_str).collect();
+        let text = format!(
+            "the storage went back and refuses what it lacks of channel {}: mend its table (`replicon schema` shows what is wanted); it is tried again every few seconds, and the log keeps it",
+            channels.join(", ")
+        );
+        let text = (!channels.is_empty()).then_some(text);
+        if let Some(text) =
+            text.as_ref().filter(|text| self.with.history.trouble().as_ref() != Some(*text))
+        {
+            tracing::error!("{text}");
+        }
+        self.with.history.troubled(text.as_deref());
+    }
+}
+
+/// What the log shows of a channel.
+struct Counted {
+    above: Seq,
+    upto: Seq,
+    /// Of those that count.
+    first: Seq,
+    n: u64,
+}
+
+/// Counts what the storage should have, a channel each.
+fn count(
+    log: &LogFiles,
+    looked: &Looked,
+    found: &Found,
+    marks: &Watermark,
+    queue: &AnyQueue,
+) -> Result<BTreeMap<ChannelName, Counted>, String> {
+    let mut counted: BTreeMap<ChannelName, Counted> = BTreeMap::new();
+    let read = log.events(looked, &mut |event, _| {
+        let of = counted.entry(event.channel.clone()).or_insert_with(|| Counted {
+            above: found.of(event.channel.as_str()).max(found.whole()),
+            upto: marks.safe(&event.channel),
+            first: Seq(0),
+            n: 0,
+        });
+        if event.seq > of.above && event.seq <= of.upto && !queue.is_dead(event.seq) {
+            if of.n == 0 {
+                of.first = event.seq;
+            }
+            of.n += 1;
+        }
+        ControlFlow::Continue(())
+    });
+    read.map(|()| counted).map_err(|e| e.to_string())
 }
 
 /// Hands the events of these stretches on, in order.

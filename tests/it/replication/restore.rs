@@ -220,3 +220,70 @@ fn a_wiped_directory_beside_its_database_loses_nothing() {
 fn a_node_of_the_same_name_on_an_empty_disk_gets_its_events_back() {
     drill(Site::sqlite(), Loss::Wiped("data"));
 }
+
+/// A server's data directory, copied with its owners.
+fn copy_data(from: &Path, to: &Path) {
+    let copied = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(copied.success());
+}
+
+/// Everything that was released of the node is told to its storage.
+fn told(site: &Site, last: u64) {
+    let sql = "SELECT released_seq FROM replicon_released WHERE channel = '*'";
+    wait_until(SOON, "what was released to be told", || {
+        match site.sql(sql).trim().parse::<u64>() {
+            Ok(seq) if seq >= last => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+}
+
+fn rows(site: &Site, due: u64) {
+    let sql = "SELECT count(*), count(DISTINCT origin_seq) FROM events_raw";
+    // one that looks while the server is down is told nothing
+    wait_until(SOON * 2, &format!("{due} rows"), || {
+        let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| site.sql(sql)));
+        match found {
+            Ok(text) if text.trim() == format!("{due}|{due}") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+}
+
+/// The server fails over to one that lacks the last events, under a node that runs: they come back by
+/// themselves from the log, and peers read again under another id (H36).
+#[test]
+fn a_server_that_goes_back_under_a_running_node_gets_its_events_from_the_log() {
+    let mut site = Site::postgres();
+    let token = format!("replication_token={}", super::TOKEN);
+    let node = site.serving(&["--set", "node_name=dc1", "--set", &token]);
+    let post = |n: usize| {
+        let items: Vec<String> = (0..n).map(|n| format!("{{\"n\":{n}}}")).collect();
+        let answer = node.post(&format!("[{}]", items.join(",")));
+        assert_eq!(answer.status, 202, "{}", answer.body);
+        answer.json()["last_seq"].as_u64().unwrap()
+    };
+    let id = || node.health()["node_id"].as_str().unwrap().to_owned();
+    told(&site, post(50));
+    rows(&site, 50);
+    let data = site.server().directory().join("data");
+    let kept = site.server().directory().join("kept");
+    site.server_mut().stop_orderly();
+    copy_data(&data, &kept);
+    site.server_mut().restart();
+    told(&site, post(100));
+    rows(&site, 150);
+    let before = id();
+
+    site.server_mut().kill();
+    std::fs::remove_dir_all(&data).unwrap();
+    copy_data(&kept, &data);
+    site.server_mut().restart();
+    post(5);
+    rows(&site, 155);
+    wait_until(SOON, "another node id", || match id() {
+        now if now == before => Err(now),
+        _ => Ok(()),
+    });
+    assert_eq!(node.health()["ingest"]["dead_letter_total"], 0);
+}

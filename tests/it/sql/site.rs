@@ -104,6 +104,14 @@ impl Server {
         each!(self, server => server.end_sessions())
     }
 
+    /// Where a PostgreSQL server keeps its files.
+    pub(crate) fn directory(&self) -> &Path {
+        match self {
+            Self::Postgres(server) => server.socket_dir(),
+            Self::Mysql(_) => panic!("this is not PostgreSQL"),
+        }
+    }
+
     pub(crate) fn runs(&self) -> bool {
         each!(self, server => server.runs())
     }

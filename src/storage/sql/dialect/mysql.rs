@@ -209,6 +209,13 @@ impl Dialect for Mysql {
         SESSION_SETUP
     }
 
+    fn incarnation(&self) -> &'static [&'static str] {
+        &[
+            "SELECT CONCAT_WS(' ', @@hostname, @@port, @@server_id)",
+            "SHOW GLOBAL STATUS LIKE 'Uptime'",
+        ]
+    }
+
     fn preflight(&self) -> &'static [(&'static str, &'static str)] {
         PREFLIGHT
     }

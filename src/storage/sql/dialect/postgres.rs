@@ -170,6 +170,12 @@ impl Dialect for Postgres {
         SESSION_SETUP
     }
 
+    fn incarnation(&self) -> &'static [&'static str] {
+        &[
+            "SELECT concat_ws(' ', pg_postmaster_start_time(), inet_server_addr(), inet_server_port())",
+        ]
+    }
+
     fn preflight(&self) -> &'static [(&'static str, &'static str)] {
         PREFLIGHT
     }

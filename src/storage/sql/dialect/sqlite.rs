@@ -99,6 +99,11 @@ impl Dialect for Sqlite {
         SESSION_SETUP
     }
 
+    fn incarnation(&self) -> &'static [&'static str] {
+        // the file is opened by this process alone
+        &[]
+    }
+
     fn preflight(&self) -> &'static [(&'static str, &'static str)] {
         PREFLIGHT
     }
@@ -122,7 +127,8 @@ impl Dialect for Sqlite {
     /// The one exception to text: floating numbers come as they are, since SQLite's own way from a
     /// double to text and back is not exact.
     fn as_text(&self, column: &Column) -> String {
-        let name = self.quote(&column.name);
+        // in double quotes the name of a column that is gone would be a string
+        let name = format!("`{}`", column.name.replace('`', "``"));
         let base = match column.ty {
             ColumnType::Blob => Some(Base::Bytea),
             ColumnType::Field(FieldType { base, array: false }) => Some(base),
