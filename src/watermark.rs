@@ -160,6 +160,13 @@ impl Marks {
         }
     }
 
+    /// Another id was drawn: under it everything below `next` is final, and may be shown, whatever was
+    /// known of it before.
+    pub fn begin_anew_below(&mut self, next: Seq) {
+        self.void_below(next);
+        self.found = self.assigned;
+    }
+
     /// Whether a peer may have come so far with us: up to what was found when the log was opened, and
     /// from what was given out since. One that stands between them has seen what is gone here.
     #[must_use]

@@ -144,6 +144,7 @@ impl Made {
             board: self.board.clone(),
             seen: Box::new(move |seq: Seq| seen.seen(seq, Witness::Peer)),
             resume: resumed,
+            life: parts.history.settled(),
         });
         let room = Room::default();
         let mut tls = None;

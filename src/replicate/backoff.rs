@@ -7,6 +7,8 @@ use std::time::Duration;
 
 /// So many failures one after another make a peer count as out of reach.
 const OPENS_AT: u32 = 3;
+/// One that refuses every page for so long counts so too.
+const REFUSES: Duration = Duration::from_secs(30);
 
 /// Waits that double with each failure, up to a ceiling, each shortened or lengthened by up to a
 /// quarter, so that many who failed together do not come back together.
@@ -52,13 +54,15 @@ pub struct Breaker {
     backoff: Backoff,
     not_before: Duration,
     since: Option<Duration>,
+    /// Since when it gives no page, though somebody is there.
+    refused: Option<Duration>,
 }
 
 impl Breaker {
     /// Closed.
     #[must_use]
     pub const fn new(backoff: Backoff) -> Self {
-        Self { backoff, not_before: Duration::ZERO, since: None }
+        Self { backoff, not_before: Duration::ZERO, since: None, refused: None }
     }
 
     /// How long it must not be asked yet.
@@ -82,12 +86,35 @@ impl Breaker {
         self.since = None;
     }
 
+    /// It was asked for a page, and is not ready (503).
+    pub fn refused(&mut self, now: Duration) {
+        self.refused.get_or_insert(now);
+    }
+
+    /// It gave a page.
+    pub fn served(&mut self) {
+        self.refused = None;
+    }
+
+    /// Whether it refused the last page that it was asked for.
+    #[must_use]
+    pub fn refuses(&self) -> bool {
+        self.refused.is_some()
+    }
+
     /// It answered what cannot be used: it is left in peace for so long.
     pub fn rest(&mut self, now: Duration, time: Duration) {
         self.not_before = self.not_before.max(now + time);
     }
 
-    /// Since when it is out of reach; `None` while it is not.
+    /// Whether it is out of reach: it does not answer, or has given no page for a while.
+    #[must_use]
+    pub fn is_open(&self, now: Duration) -> bool {
+        let long = |since: Duration| now.saturating_sub(since) >= REFUSES;
+        self.open_since().is_some() || self.refused.is_some_and(long)
+    }
+
+    /// Since when it does not answer; `None` while it does.
     #[must_use]
     pub fn open_since(&self) -> Option<Duration> {
         self.since.filter(|_| self.backoff.failures() >= OPENS_AT)
@@ -142,6 +169,24 @@ mod tests {
         }
         assert_eq!(breaker.wait(SECOND), SECOND);
         assert_eq!(breaker.open_since(), None);
+    }
+
+    #[test]
+    fn who_gives_no_page_for_a_while_is_out_of_reach_until_the_first_one() {
+        let mut breaker = Breaker::new(Backoff::new(SECOND, 30 * SECOND));
+        for secs in [100, 115, 129] {
+            let now = secs * SECOND;
+            breaker.refused(now);
+            // it answers all the same
+            breaker.answered();
+            assert!(!breaker.is_open(now) && breaker.refuses(), "after {secs} s");
+        }
+        breaker.refused(130 * SECOND);
+        assert!(breaker.is_open(130 * SECOND));
+        breaker.answered();
+        assert!(breaker.is_open(140 * SECOND));
+        breaker.served();
+        assert!(!breaker.is_open(140 * SECOND) && !breaker.refuses());
     }
 
     #[test]

@@ -31,6 +31,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use crate::channel::Registry;
 use crate::clock::Clock;
 use crate::event::{ChannelName, Origin, Seq};
+use crate::life::Life;
 use crate::storage::event_store::EventStore;
 use pull::Failure;
 use serve::Held;
@@ -63,6 +64,8 @@ pub trait Source: Send + Sync + 'static {
         &self,
         channel: &ChannelName,
     ) -> impl Future<Output = Result<Described, Failure>> + Send;
+    /// How long it is asked to hold a request for changes.
+    fn hold(&self) -> Duration;
     /// Bytes received of it so far.
     fn bytes(&self) -> u64;
 }
@@ -157,6 +160,9 @@ pub struct Peering<S> {
     pub seen: Box<dyn Fn(Seq) + Send + Sync>,
     /// Raised when an operator asks that stopped channels go on.
     pub resume: watch::Receiver<u64>,
+    /// This node's history. While it is not settled the storage may have gone back, and cursors with
+    /// it: nothing is pulled, and what was known of them is forgotten.
+    pub life: watch::Receiver<Option<Life>>,
 }
 
 /// Pulls from one peer until the node stops. `name` is what the peer must call itself.

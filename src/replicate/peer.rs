@@ -184,14 +184,19 @@ impl Source for HttpPeer {
     }
 
     async fn changes(&self, caller: &Caller, after: Option<u64>) -> Result<Changed, Failure> {
-        // well below our own limit, which begins to count when the request is sent
-        let wait = (self.options.timeout / 2).min(MOST_HELD);
+        let wait = self.hold();
         let path = wire::changes_path(caller, after, wait.as_millis());
-        self.small(&self.held, &path, wait).await
+        Ok(self.small::<Changed>(&self.held, &path, wait).await?.checked()?)
     }
 
     async fn schema(&self, channel: &ChannelName) -> Result<Described, Failure> {
-        self.small(&self.asked, &wire::schema_path(channel), Duration::ZERO).await
+        let path = wire::schema_path(channel);
+        Ok(self.small::<Described>(&self.asked, &path, Duration::ZERO).await?.checked()?)
+    }
+
+    fn hold(&self) -> Duration {
+        // well below our own limit, which begins to count when the request is sent
+        (self.options.timeout / 2).min(MOST_HELD)
     }
 
     fn bytes(&self) -> u64 {

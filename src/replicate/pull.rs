@@ -10,6 +10,8 @@
 //!    the next rows, or by [`Outcome::Flush`].
 //! 4. Through a relay the cursor moves to the last row received, never beyond (I11).
 //! 5. An outage of the peer or of the storage never moves anything.
+//! 6. What is to be read again has a stored cursor of its own, which is followed until it has come to
+//!    the usual one.
 
 use std::time::Duration;
 
@@ -38,8 +40,6 @@ pub struct Lane {
     pub pages: usize,
     /// The fingerprint of our own schema: an equal one needs no judgement.
     pub print: String,
-    /// The node id under which everything above a seq is read again, with a cursor of its own.
-    pub again: Option<(String, Seq)>,
 }
 
 /// What the state waits for.
@@ -65,6 +65,9 @@ pub struct State {
     /// What it is about.
     pub lane: Lane,
     phase: Phase,
+    /// The node id under which it is read again, with a cursor of its own, and the seq up to which that
+    /// is done.
+    again: Option<(String, Seq)>,
     /// The stored cursor as this last knew it.
     stored: Option<Seq>,
     /// Everything at or below it was received, or is nothing.
@@ -74,8 +77,6 @@ pub struct State {
     streak: u64,
     /// The fingerprint that was found to fit.
     fits: Option<String>,
-    /// Whether this has reached the peer's horizon once.
-    reached: bool,
     /// Whether to have the events counted with the next page.
     count: bool,
 }
@@ -130,12 +131,12 @@ impl Failure {
 pub enum Outcome {
     /// Nothing: it is this one's turn.
     Turn,
-    /// The stored cursor; and the usual one, where another is read for reading again.
+    /// The stored cursors.
     Cursor {
-        /// The one that this state moves.
-        stored: Option<Seq>,
         /// The usual one.
         usual: Option<Seq>,
+        /// Where it is to be read again: under which node id, and how far that has come.
+        again: Option<(String, Seq)>,
     },
     /// A page that was checked.
     Page(Box<Answer>),
@@ -197,12 +198,12 @@ impl State {
         Self {
             lane,
             phase: Phase::Unknown,
+            again: None,
             stored: None,
             at: Seq(0),
             limit,
             streak: 0,
             fits,
-            reached: false,
             count: true,
         }
     }
@@ -213,10 +214,18 @@ impl State {
         self.at
     }
 
-    /// Whether the peer's horizon was reached once.
+    /// Where all of it was read again, durably: under which node id, and its cursor.
     #[must_use]
-    pub fn reached(&self) -> bool {
-        self.reached
+    pub fn read_again(&self) -> Option<(&str, Seq)> {
+        let ((id, upto), stored) = (self.again.as_ref()?, self.stored?);
+        (self.phase == Phase::Ready && stored >= *upto).then_some((id.as_str(), stored))
+    }
+
+    /// What this knows is worth nothing: the stored cursors are read anew.
+    pub fn forget(&mut self) {
+        if self.stopped().is_none() {
+            self.phase = Phase::Unknown;
+        }
     }
 
     /// Whether something stands in memory that the stored cursor does not show.
@@ -244,13 +253,6 @@ impl State {
     /// The next page is to say how many events there are beyond it.
     pub fn count_next(&mut self) {
         self.count = true;
-    }
-
-    /// Where reading begins while there is no cursor yet: reading again never leaves a gap above what
-    /// was read before.
-    fn start(&self, usual: Option<Seq>) -> Seq {
-        let since = self.lane.again.as_ref().map_or(Seq(0), |(_, since)| *since);
-        since.min(usual.unwrap_or_default())
     }
 
     fn ask(&mut self) -> Action {
@@ -308,7 +310,6 @@ impl State {
         };
         if last.is_none() {
             self.at = self.at.max(to);
-            self.reached = true;
             self.phase = Phase::Ready;
             return Action::Rest(Rest::Idle);
         }
@@ -320,7 +321,7 @@ impl State {
         Action::Apply(Foreign {
             origin: self.lane.origin.clone(),
             channel: self.lane.channel.clone(),
-            again: self.lane.again.as_ref().map(|(id, _)| id.clone()),
+            again: self.again.as_ref().map(|(id, _)| id.clone()),
             rows: answer.rows,
             unfit: answer.unfit,
             streak: self.streak,
@@ -347,7 +348,6 @@ impl State {
         self.streak = applied.streak;
         if rows > 0 {
             self.pace(took);
-            self.reached |= !more;
         }
         match (more, left) {
             (true, 1..) => {
@@ -379,7 +379,7 @@ impl State {
         Action::Apply(Foreign {
             origin: self.lane.origin.clone(),
             channel: self.lane.channel.clone(),
-            again: self.lane.again.as_ref().map(|(id, _)| id.clone()),
+            again: self.again.as_ref().map(|(id, _)| id.clone()),
             rows: Vec::new(),
             unfit: std::collections::BTreeMap::new(),
             streak: self.streak,
@@ -401,8 +401,10 @@ pub fn step(mut state: State, outcome: Outcome) -> (State, Action) {
     let action = match (state.phase.clone(), outcome) {
         (Phase::Stopped(why), _) => Action::Rest(Rest::Stopped(why)),
         (Phase::Unknown, Outcome::Turn) => Action::Load,
-        (Phase::Unknown, Outcome::Cursor { stored, usual }) => {
-            (state.stored, state.at) = (stored, stored.unwrap_or_else(|| state.start(usual)));
+        (Phase::Unknown, Outcome::Cursor { usual, again }) => {
+            state.stored = again.as_ref().map(|(_, seq)| *seq).or(usual);
+            state.at = state.stored.unwrap_or_default();
+            state.again = again.map(|(id, _)| (id, usual.unwrap_or_default()));
             state.ask()
         }
         (Phase::Unknown, Outcome::NoCursor(why)) => Action::Rest(Rest::Storage(why)),

@@ -3,14 +3,16 @@
 //! Two loops in one task: one holds a request for changes, the other pulls. Does not decide what a
 //! page means.
 
+mod ear;
+mod parted;
 mod settle;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::backoff::{Backoff, Breaker};
 use super::life::{Lives, Meeting};
@@ -23,8 +25,10 @@ use super::wire::{Answer, Caller, Fault, Known, MOST_EVENTS};
 use super::{Peering, Source};
 use crate::channel::Channel;
 use crate::event::{ChannelName, Origin, Seq};
+use crate::life::Life;
 use crate::storage::event_store::{EventStore, Foreign};
 use crate::task;
+use ear::{Ear, Pause, Said};
 use settle::Backoffs;
 
 /// Whose events of which channel.
@@ -44,14 +48,16 @@ const PEACE: Duration = Duration::from_millis(2_500);
 const LONG_PEACE: Duration = Duration::from_secs(30);
 /// One that is not ready yet.
 const SHORT_PEACE: Duration = Duration::from_millis(500);
-/// So many changes that bring nothing are believed.
-const WOLF: u32 = 4;
+/// A turn that takes longer is not waited for to hear what else became safe.
+const LONG_TURN: Duration = Duration::from_secs(1);
 /// The most pages of one answer.
 const PAGES: usize = 32;
 
 // when a fault ends, everything goes on within seconds
 const OF_PEER: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(5));
 const OF_FAULTS: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(8));
+/// One that says something else each time, and gives nothing.
+const OF_NEWS: Backoff = Backoff::new(PEACE, LONG_PEACE);
 const OF_STORAGE: Backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
 
 /// What both loops share.
@@ -62,8 +68,12 @@ struct Common {
     dice: u64,
     /// Rows that were stored, to tell changes that bring something from those that do not.
     gains: u64,
+    /// Turns that were taken of the peer's own channels.
+    taken: u64,
     /// Up to where the peer holds our own events, as we were last told.
     seen: Seq,
+    /// It does not say what it answers, so that it cannot relay.
+    mute: bool,
 }
 
 /// A peer.
@@ -74,14 +84,34 @@ pub(super) struct Peer<'a, S, P> {
     common: Mutex<Common>,
     /// Rung when somebody wants a turn.
     bell: Notify,
+    /// Rung when one has ended.
+    ended: Notify,
 }
 
 /// What came of a turn.
 struct Driven {
     state: State,
     rest: Rest,
-    /// The node id is another one: all channels of the origin begin anew.
-    renewed: bool,
+    news: Option<News>,
+}
+
+/// What a peer says anew, and honest ones say rarely.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum News {
+    /// Its node id is another one: all its channels begin anew.
+    Id,
+    /// A schema that fits.
+    Schema,
+}
+
+/// What an answer says of who gave it.
+enum Met {
+    /// It is the one that is followed.
+    Known,
+    /// It goes by another id, which is followed from here on.
+    Parted,
+    /// The same, but that is not kept: why.
+    Unkept(String),
 }
 
 impl<'a, S: EventStore, P: Source> Peer<'a, S, P> {
@@ -94,13 +124,34 @@ impl<'a, S: EventStore, P: Source> Peer<'a, S, P> {
             lives: Lives::default(),
             dice: seed.finish() | 1,
             gains: 0,
+            taken: 0,
             seen: Seq(0),
+            mute: false,
         };
-        Self { shared, name, source, common: Mutex::new(common), bell: Notify::new() }
+        let common = Mutex::new(common);
+        Self { shared, name, source, common, bell: Notify::new(), ended: Notify::new() }
     }
 
     /// Both loops; never ends.
     pub async fn run(&self) {
+        let mut life = self.shared.life.clone();
+        loop {
+            // while it is not settled our own storage may have gone back, and cursors with it
+            let gone = life.wait_for(Option::is_some).await.is_err();
+            if gone {
+                // the node stops
+                std::future::pending::<()>().await;
+            }
+            self.recall().await;
+            tokio::select! {
+                () = self.watch() => {}
+                () = self.pull(&life) => {}
+            }
+        }
+    }
+
+    /// The ids of the peer, as they are kept.
+    async fn recall(&self) {
         let mut backoff = OF_STORAGE;
         let accepted = loop {
             match self.shared.storage.accepted_ids(self.name).await {
@@ -112,7 +163,6 @@ impl<'a, S: EventStore, P: Source> Peer<'a, S, P> {
         };
         self.shared.board.id(self.name, accepted.last().map(String::as_str));
         self.lock().lives = Lives::new(accepted);
-        tokio::join!(self.watch(), self.pull());
     }
 
     fn lock(&self) -> MutexGuard<'_, Common> {
@@ -133,19 +183,18 @@ impl<'a, S: EventStore, P: Source> Peer<'a, S, P> {
 
     /// What the peer is told of us: the id that we follow, and how far we have come with it.
     fn caller(&self) -> Caller {
-        let seq = self.shared.held.of(self.name);
         let id = self.lock().lives.followed().map(str::to_owned);
-        let known = id.zip(seq).map(|(id, seq)| Known { id, seq });
+        let known = id.map(|id| Known { id, seq: self.shared.held.followed(self.name) });
         Caller { name: self.shared.me.clone(), known }
     }
 
     // ---- the held request ----
 
     async fn watch(&self) {
-        let mut after = None;
-        let (mut for_nothing, mut gains) = (0_u32, 0);
+        let (mut after, mut ear) = (None, Ear::default());
         loop {
             self.peace().await;
+            let asked = self.now();
             match self.source.changes(&self.caller(), after).await {
                 Ok(changed) if changed.node != self.name.as_str() => {
                     self.failed(&Failure::OtherNode(changed.node));
@@ -154,24 +203,45 @@ impl<'a, S: EventStore, P: Source> Peer<'a, S, P> {
                     self.answered();
                     self.hear(changed.seen.map(Seq));
                     after = Some(changed.number);
-                    match &changed.channels {
-                        Some(named) if named.is_empty() => {
-                            self.shared.board.quiet(self.name);
-                            continue;
-                        }
-                        named => self.want(named.as_deref()),
-                    }
-                    // one that cries wolf is listened to less and less
-                    let now = self.lock().gains;
-                    let brought = std::mem::replace(&mut gains, now) != now;
-                    for_nothing = if brought { 0 } else { for_nothing.saturating_add(1) };
-                    if for_nothing > WOLF {
-                        let doubled = 250_u64 << (for_nothing - WOLF).min(5);
-                        task::sleep(Duration::from_millis(doubled.min(5_000))).await;
-                    }
+                    let took = self.now().saturating_sub(asked);
+                    self.listen(&mut ear, changed.channels.as_deref(), took).await;
                 }
                 Err(Failure::NotFound) => self.poll().await,
-                Err(failure) => self.failed(&failure),
+                Err(failure) => {
+                    self.failed(&failure);
+                    if failure == Failure::Unavailable {
+                        // whether it gives pages is seen by asking for some
+                        self.want(None);
+                    }
+                }
+            }
+        }
+    }
+
+    /// These channels became safe, as the peer said after so long; `None` means all. Waits until it is
+    /// to be asked again.
+    async fn listen(&self, ear: &mut Ear, named: Option<&[String]>, took: Duration) {
+        let said = match named {
+            Some([]) => {
+                self.shared.board.quiet(self.name);
+                let early = took < self.source.hold() / 2;
+                if early { Said::NothingEarly } else { Said::Nothing }
+            }
+            named if self.want(named) => Said::Wanted,
+            _ => Said::Unwanted,
+        };
+        let (gains, taken) = {
+            let common = self.lock();
+            (common.gains, common.taken)
+        };
+        match ear.heard(said, gains, taken) {
+            Pause::No => {}
+            Pause::For(time) => task::sleep(time).await,
+            Pause::Turn => {
+                tokio::select! {
+                    () = self.ended.notified() => {}
+                    () = task::sleep(LONG_TURN) => {}
+                }
             }
         }
     }
@@ -186,17 +256,25 @@ impl<'a, S: EventStore, P: Source> Peer<'a, S, P> {
         }
     }
 
-    /// These channels of the peer want a turn; `None` means all.
-    fn want(&self, channels: Option<&[String]>) {
-        let named = |name: &str| channels.is_none_or(|all| all.iter().any(|other| other == name));
+    /// These channels of the peer want a turn; `None` means all. Whether any of them may have one.
+    fn want(&self, channels: Option<&[String]>) -> bool {
+        let named: Option<BTreeSet<&str>> =
+            channels.map(|all| all.iter().map(String::as_str).collect());
+        let mut any = false;
         let mut common = self.lock();
-        for channel in self.shared.registry.all().filter(|c| c.enabled) {
-            if named(channel.name.as_str()) {
-                common.turns.want(&(self.name.clone(), channel.name.clone()));
+        for channel in self.pulled().filter(|channel| channel.diverges().is_none()) {
+            if named.as_ref().is_none_or(|named| named.contains(channel.name.as_str())) {
+                any |= common.turns.want(&(self.name.clone(), channel.name.clone()));
             }
         }
         drop(common);
         self.bell.notify_one();
+        any
+    }
+
+    /// The channels that are not off here.
+    fn pulled(&self) -> impl Iterator<Item = &Arc<Channel>> {
+        self.shared.registry.all().filter(|channel| channel.enabled)
     }
 
     /// Waits until the peer may be asked.
@@ -212,7 +290,8 @@ impl<'a, S: EventStore, P: Source> Peer<'a, S, P> {
 
     // ---- pulling ----
 
-    async fn pull(&self) {
+    /// Ends where our own history is settled anew: what this knows of cursors may be worth nothing.
+    async fn pull(&self, life: &watch::Receiver<Option<Life>>) {
         let mut lanes: BTreeMap<Key, State> = BTreeMap::new();
         let mut backoffs = Backoffs::default();
         self.begin(&mut lanes);
@@ -221,6 +300,9 @@ impl<'a, S: EventStore, P: Source> Peer<'a, S, P> {
         let mut resume = self.shared.resume.clone();
         loop {
             self.peace().await;
+            if life.has_changed().unwrap_or(false) {
+                return;
+            }
             let now = self.now();
             if now.saturating_sub(swept) >= SWEEP_EVERY {
                 swept = now;
@@ -250,17 +332,26 @@ impl<'a, S: EventStore, P: Source> Peer<'a, S, P> {
                 continue;
             };
             let Some(state) = lanes.remove(&key) else { continue };
-            let driven = Box::pin(self.drive(state, Outcome::Turn)).await;
-            lanes.insert(key.clone(), driven.state);
-            self.settle(&key, driven.rest, &mut backoffs);
-            if driven.renewed || self.accept(&lanes).await {
+            let gains = self.lock().gains;
+            let Driven { mut state, rest, news } = Box::pin(self.drive(state, Outcome::Turn)).await;
+            Box::pin(self.finish(&mut state)).await;
+            lanes.insert(key.clone(), state);
+            let brought = self.lock().gains != gains;
+            self.turned(&key, news, brought, &mut backoffs);
+            if rest == Rest::Failed(Failure::Fault(Fault::NoEcho)) {
+                self.cannot_relay();
+                self.relays(&mut lanes);
+                continue;
+            }
+            self.settle(&key, rest, &mut backoffs);
+            if news == Some(News::Id) {
                 self.begin(&mut lanes);
             }
         }
     }
 
     /// Waits for a bell, a rest that is over, or the next thing that is done now and then.
-    async fn nothing_to_do(&self, resume: &mut tokio::sync::watch::Receiver<u64>) {
+    async fn nothing_to_do(&self, resume: &mut watch::Receiver<u64>) {
         let due = self.lock().turns.due().map(|at| at.saturating_sub(self.now()));
         let most = self.shared.pace.poll_interval.min(FLUSH_EVERY);
         let wait = due.map_or(most, |due| due.min(most));
@@ -274,11 +365,9 @@ impl<'a, S: EventStore, P: Source> Peer<'a, S, P> {
     /// The channels of the origin itself, from their stored cursors on.
     fn begin(&self, lanes: &mut BTreeMap<Key, State>) {
         lanes.retain(|(origin, _), _| origin != self.name);
-        let again = self.lock().lives.pending().map(|(id, since)| (id.to_owned(), since));
-        for channel in self.shared.registry.all().filter(|c| c.enabled) {
+        for channel in self.pulled() {
             let key = (self.name.clone(), channel.name.clone());
-            self.shared.board.again(self.name, &key, again.is_some());
-            if let Some(state) = self.lane(&key, channel, again.clone()) {
+            if let Some(state) = self.lane(&key, channel) {
                 lanes.insert(key, state);
             }
         }
@@ -286,7 +375,7 @@ impl<'a, S: EventStore, P: Source> Peer<'a, S, P> {
         self.want(None);
     }
 
-    fn lane(&self, key: &Key, channel: &Channel, again: Option<(String, Seq)>) -> Option<State> {
+    fn lane(&self, key: &Key, channel: &Channel) -> Option<State> {
         if let Some(why) = channel.diverges() {
             self.stands(key, Standing::Stopped, Some(why));
             return None;
@@ -298,23 +387,24 @@ impl<'a, S: EventStore, P: Source> Peer<'a, S, P> {
             most: self.shared.pace.batch_limit.clamp(1, MOST_EVENTS),
             pages: PAGES,
             print: describe(channel).fingerprint,
-            again,
         }))
     }
 
     /// The channels of those that cannot be reached, as far as this peer holds them.
     fn relays(&self, lanes: &mut BTreeMap<Key, State>) {
-        let out = self.shared.out_of_reach.all();
-        let wanted = |origin: &Origin| {
-            origin == self.name || (out.contains(origin) && *origin != self.shared.me)
+        let (out, mute) = (self.shared.out_of_reach.all(), self.lock().mute);
+        let relayed = |origin: &Origin| {
+            !mute && origin != self.name && *origin != self.shared.me && out.contains(origin)
         };
+        let wanted = |origin: &Origin| origin == self.name || relayed(origin);
         lanes.retain(|(origin, _), _| wanted(origin));
         self.lock().turns.forget(|(origin, _)| !wanted(origin));
-        for origin in out.iter().filter(|origin| *origin != self.name && wanted(origin)) {
-            for channel in self.shared.registry.all().filter(|c| c.enabled) {
+        self.shared.board.retain(self.name, wanted);
+        for origin in out.iter().filter(|origin| relayed(origin)) {
+            for channel in self.pulled() {
                 let key = (origin.clone(), channel.name.clone());
                 if !lanes.contains_key(&key)
-                    && let Some(state) = self.lane(&key, channel, None)
+                    && let Some(state) = self.lane(&key, channel)
                 {
                     lanes.insert(key.clone(), state);
                 }
@@ -328,41 +418,16 @@ impl<'a, S: EventStore, P: Source> Peer<'a, S, P> {
             lanes.iter().filter(|(_, state)| state.wants_flush()).map(|(k, _)| k.clone()).collect();
         for key in dirty {
             let Some(state) = lanes.remove(&key) else { continue };
-            let driven = Box::pin(self.drive(state, Outcome::Flush)).await;
-            lanes.insert(key, driven.state);
-        }
-    }
-
-    /// Accepts the id that was read again, where that is done in every channel. Whether it did.
-    async fn accept(&self, lanes: &BTreeMap<Key, State>) -> bool {
-        let Some(id) = self.lock().lives.pending().map(|(id, _)| id.to_owned()) else {
-            return false;
-        };
-        let mut channels: Vec<ChannelName> = Vec::new();
-        for ((origin, channel), state) in lanes {
-            if origin == self.name {
-                if !state.reached() || state.wants_flush() {
-                    return false;
-                }
-                channels.push(channel.clone());
-            }
-        }
-        match self.shared.storage.accept_id(self.name, &id, &channels).await {
-            Ok(()) => {
-                self.lock().lives.accepted(&id);
-                tracing::info!(peer = %self.name, "node id {id} of peer {} was read again and is followed from now on", self.name);
-                true
-            }
-            Err(e) => {
-                tracing::debug!("node id {id} of peer {} is not accepted yet: {e}", self.name);
-                false
-            }
+            let Driven { mut state, .. } = Box::pin(self.drive(state, Outcome::Flush)).await;
+            Box::pin(self.finish(&mut state)).await;
+            lanes.insert(key, state);
         }
     }
 
     /// One turn: steps until there is nothing to do for now.
     async fn drive(&self, mut state: State, mut outcome: Outcome) -> Driven {
         let mut stream = Stream::<P::Pages>::default();
+        let mut news = None;
         loop {
             let (next, action) = step(state, outcome);
             state = next;
@@ -379,7 +444,11 @@ impl<'a, S: EventStore, P: Source> Peer<'a, S, P> {
                 Action::Judge(print) => {
                     // the connection is needed, and the rest of the answer is not
                     stream = Stream::default();
-                    self.judge(&state.lane, &print).await
+                    let judged = self.judge(&state.lane, &print).await;
+                    if matches!(judged, Outcome::Schema(Ok(()))) {
+                        news = Some(News::Schema);
+                    }
+                    judged
                 }
                 Action::Apply(foreign) => self.apply(&foreign, &mut stream).await,
                 Action::Rest(rest) => {
@@ -392,32 +461,21 @@ impl<'a, S: EventStore, P: Source> Peer<'a, S, P> {
                         let key = (state.lane.origin.clone(), state.lane.channel.clone());
                         self.shared.board.took(self.name, &key, state.at(), glimpse, (0, 0));
                     }
-                    return Driven { state, rest, renewed: false };
+                    return Driven { state, rest, news };
                 }
             };
             if let Outcome::Page(answer) = &outcome {
                 match self.meet(&state.lane, answer).await {
-                    Ok(true) => {}
-                    Ok(false) => return Driven { state, rest: Rest::More, renewed: true },
+                    Ok(Met::Known) => {}
+                    Ok(Met::Parted) => {
+                        return Driven { state, rest: Rest::More, news: Some(News::Id) };
+                    }
+                    Ok(Met::Unkept(why)) => {
+                        return Driven { state, rest: Rest::Storage(why), news };
+                    }
                     Err(failure) => outcome = Outcome::Failed(failure),
                 }
             }
-        }
-    }
-
-    async fn load(&self, lane: &Lane) -> Outcome {
-        let (storage, Lane { origin, channel, .. }) = (&self.shared.storage, lane);
-        let usual = match storage.cursor(origin, channel).await {
-            Ok(usual) => usual,
-            Err(e) => return Outcome::NoCursor(e.to_string()),
-        };
-        if let Some(seq) = usual {
-            self.shared.held.note(origin, seq);
-        }
-        let Some((id, _)) = &lane.again else { return Outcome::Cursor { stored: usual, usual } };
-        match storage.cursor_again(origin, channel, id).await {
-            Ok(stored) => Outcome::Cursor { stored, usual },
-            Err(e) => Outcome::NoCursor(e.to_string()),
         }
     }
 
@@ -465,8 +523,10 @@ impl<'a, S: EventStore, P: Source> Peer<'a, S, P> {
 
     fn took(&self, foreign: &Foreign, glimpse: Option<Glimpse>, aside: (u64, u64)) {
         let key = (foreign.origin.clone(), foreign.channel.clone());
-        if foreign.again.is_none() {
+        if foreign.origin == *self.name {
             self.shared.held.note(&foreign.origin, foreign.to);
+        } else {
+            self.shared.held.note_before(&foreign.origin, foreign.to);
         }
         self.lock().gains += foreign.rows.len() as u64;
         if let Some(glimpse) = glimpse {
@@ -474,27 +534,38 @@ impl<'a, S: EventStore, P: Source> Peer<'a, S, P> {
         }
     }
 
-    /// What an answer says of who gave it. `Ok(false)` where everything of the origin begins anew.
-    async fn meet(&self, lane: &Lane, answer: &Answer) -> Result<bool, Failure> {
+    /// What an answer says of who gave it.
+    async fn meet(&self, lane: &Lane, answer: &Answer) -> Result<Met, Failure> {
         if let Some(node) = &answer.node
             && node != self.name.as_str()
         {
             return Err(Failure::OtherNode(node.clone()));
         }
+        {
+            let mut common = self.lock();
+            common.breaker.served();
+            common.mute &= !answer.echoed;
+        }
         self.answered();
         self.hear(answer.seen);
-        let Some(id) = answer.node_id.as_deref().filter(|_| lane.direct) else { return Ok(true) };
+        let Some(id) = answer.node_id.as_deref().filter(|_| lane.direct) else {
+            return Ok(Met::Known);
+        };
         let meeting = self.lock().lives.meet(id, answer.since);
-        match meeting {
-            Meeting::Known => return Ok(true),
+        let met = match meeting {
+            Meeting::Known => return Ok(Met::Known),
             // where it cannot be kept it is met again with the next page
-            Meeting::First => match self.shared.storage.accept_id(self.name, id, &[]).await {
-                Ok(()) => self.lock().lives.accepted(id),
-                Err(e) => tracing::debug!("the id of peer {} is not kept yet: {e}", self.name),
-            },
-            Meeting::Again(since) => {
-                tracing::warn!(peer = %self.name, "peer {} goes by a new node id, {id}: its history parted at seq {since}, and everything above it is read again, once", self.name);
+            Meeting::First => {
+                match self.shared.storage.accept_id(self.name, id, &[]).await {
+                    Ok(()) => self.lock().lives.accepted(id),
+                    Err(e) => tracing::debug!("the id of peer {} is not kept yet: {e}", self.name),
+                }
+                Met::Known
             }
+            Meeting::Again(since) => match self.parted(id, since).await {
+                Ok(()) => Met::Parted,
+                Err(e) => return Ok(Met::Unkept(e.to_string())),
+            },
             Meeting::Returned => {
                 let why = format!(
                     "two nodes go by the name {}: node id {id} came back after another one; give each node a node_name of its own, then restart this node",
@@ -502,11 +573,13 @@ impl<'a, S: EventStore, P: Source> Peer<'a, S, P> {
                 );
                 tracing::error!(peer = %self.name, "peer {} is not followed any more: {why}", self.name);
                 self.shared.board.stop(self.name, &why);
-                std::future::pending::<()>().await;
+                std::future::pending::<Met>().await
             }
-        }
-        let current = self.lock().lives.current().map(str::to_owned);
-        self.shared.board.id(self.name, current.as_deref());
-        Ok(meeting == Meeting::First)
+        };
+        self.shared.board.id(self.name, Some(id));
+        Ok(met)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,8 @@ use crate::channel::Channel;
 
 /// Digits of a fingerprint.
 const DIGITS: usize = 16;
+/// So many columns that do not fit are named.
+const NAMED: usize = 10;
 
 /// A channel as peers are told of it. Whether raw copies are kept is not part of it: that changes
 /// nothing of where an event fits.
@@ -48,13 +50,18 @@ pub fn misfit(theirs: &Described, ours: &Channel) -> Option<String> {
         let here = schema.columns.iter().find(|here| here.name.as_str() == column.name);
         here.is_none_or(|here| here.ty.to_string() != column.ty)
     };
-    let missing: Vec<String> =
-        theirs.columns.iter().filter(lacks).map(|c| format!("{} {}", c.name, c.ty)).collect();
+    let missing: Vec<&DescribedColumn> = theirs.columns.iter().filter(lacks).collect();
+    let named: Vec<String> =
+        missing.iter().take(NAMED).map(|c| format!("{} {}", c.name, c.ty)).collect();
+    let more = match missing.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
     (!missing.is_empty()).then(|| {
         format!(
-            "channel {} has columns there that do not stand here with the same type: {}; give it the same columns in channels.yml on both nodes",
+            "channel {} has columns there that do not stand here with the same type: {}{more}; give it the same columns in channels.yml on both nodes",
             ours.name,
-            missing.join(", ")
+            named.join(", ")
         )
     })
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,20 +31,53 @@ const COUNT_MOST: u64 = 1_000_000;
 
 /// How far this node has come with each origin's events: what its peers are told of their own.
 #[derive(Debug, Default)]
-pub struct Held(Mutex<BTreeMap<Origin, Seq>>);
+pub struct Held(Mutex<BTreeMap<Origin, Passed>>);
+
+/// How far with one of them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Passed {
+    /// Under any node id.
+    ever: Seq,
+    /// In the history that is followed: what is told together with its id.
+    followed: Seq,
+}
 
 impl Held {
-    /// Events of the origin up to here are held.
-    pub fn note(&self, origin: &Origin, seq: Seq) {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let most = held.entry(origin.clone()).or_default();
-        *most = seq.max(*most);
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Origin, Passed>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Up to where.
+    /// Events of the origin up to here are held, of the history that is followed.
+    pub fn note(&self, origin: &Origin, seq: Seq) {
+        let mut held = self.lock();
+        let passed = held.entry(origin.clone()).or_default();
+        (passed.ever, passed.followed) = (seq.max(passed.ever), seq.max(passed.followed));
+    }
+
+    /// As [`Held::note`], of a history that the one that is followed may not know of.
+    pub fn note_before(&self, origin: &Origin, seq: Seq) {
+        let mut held = self.lock();
+        let passed = held.entry(origin.clone()).or_default();
+        passed.ever = seq.max(passed.ever);
+    }
+
+    /// Another history is followed, which shares everything up to `since` with those before it.
+    pub fn parted(&self, origin: &Origin, since: Seq) {
+        if let Some(passed) = self.lock().get_mut(origin) {
+            passed.followed = since.min(passed.followed);
+        }
+    }
+
+    /// Up to where, under any node id: no seq up to it may be given out again.
     #[must_use]
     pub fn of(&self, origin: &Origin) -> Option<Seq> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(origin).copied()
+        self.lock().get(origin).map(|passed| passed.ever)
+    }
+
+    /// Up to where in the history that is followed.
+    #[must_use]
+    pub fn followed(&self, origin: &Origin) -> Seq {
+        self.lock().get(origin).map(|passed| passed.followed).unwrap_or_default()
     }
 }
 
@@ -245,5 +278,25 @@ impl<S: EventStore> Serving for Server<S> {
     fn schema(&self, channel: &str) -> Result<Described, Unserved> {
         let channel = self.registry.get(channel).ok_or(Unserved::UnknownChannel)?;
         Ok(describe(channel))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Name;
+
+    #[test]
+    fn what_was_seen_of_an_earlier_history_is_not_told_with_a_later_id() {
+        let (held, origin) = (Held::default(), Name::new("dc2").unwrap());
+        held.note(&origin, Seq(500));
+        held.parted(&origin, Seq(400));
+        assert_eq!((held.of(&origin), held.followed(&origin)), (Some(Seq(500)), Seq(400)));
+        // the usual cursor still stands where the earlier one ended
+        held.note_before(&origin, Seq(500));
+        held.note(&origin, Seq(420));
+        assert_eq!((held.of(&origin), held.followed(&origin)), (Some(Seq(500)), Seq(420)));
+        held.note(&origin, Seq(900));
+        assert_eq!((held.of(&origin), held.followed(&origin)), (Some(Seq(900)), Seq(900)));
     }
 }

@@ -240,6 +240,11 @@ impl Board {
         self.channel(peer, of, |entry| entry.again = again);
     }
 
+    /// What is not pulled from the peer any more is forgotten: channels of these origins are.
+    pub fn retain(&self, peer: &Origin, pulled: impl Fn(&Origin) -> bool) {
+        self.peer(peer, |entry| entry.channels.retain(|(origin, _), _| pulled(origin)));
+    }
+
     /// A page was received and is stored; everything up to `cursor` is here.
     pub fn took(
         &self,
@@ -409,6 +414,12 @@ mod tests {
         let why = || Some("no such column".to_owned());
         assert!(board.stands(&peer, &of, Standing::Paused, why()));
         assert!(!board.stands(&peer, &of, Standing::Paused, why()));
+        assert_eq!(board.troubles(), ["peer dc2, channel a of dc2: no such column"]);
+        // what a relay lacked is nobody's trouble when the origin itself is back
+        let relayed = (Name::new("dc3").unwrap(), of.1.clone());
+        board.stands(&peer, &relayed, Standing::Paused, why());
+        assert_eq!(board.troubles().len(), 2);
+        board.retain(&peer, |origin| *origin == peer);
         assert_eq!(board.troubles(), ["peer dc2, channel a of dc2: no such column"]);
     }
 }

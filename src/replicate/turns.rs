@@ -22,11 +22,13 @@ impl<K> Default for Turns<K> {
 }
 
 impl<K: Ord + Clone> Turns<K> {
-    /// Wants a turn: behind all others, or when its rest is over.
-    pub fn want(&mut self, who: &K) {
-        if !self.resting.contains_key(who) && self.queued.insert(who.clone()) {
+    /// Wants a turn: behind all others, or when its rest is over. Whether it need not rest.
+    pub fn want(&mut self, who: &K) -> bool {
+        let rests = self.resting.contains_key(who);
+        if !rests && self.queued.insert(who.clone()) {
             self.queue.push_back(who.clone());
         }
+        !rests
     }
 
     /// Has a turn at that time, whoever wants it before.
@@ -102,7 +104,8 @@ mod tests {
         let mut turns = Turns::default();
         turns.want(&"a");
         turns.rest(&"a", 5 * SECOND);
-        turns.want(&"a");
+        assert!(!turns.want(&"a") && turns.want(&"b"));
+        assert_eq!(turns.next(SECOND), Some("b"));
         assert_eq!(turns.next(4 * SECOND), None);
         assert_eq!(turns.due(), Some(5 * SECOND));
         assert_eq!(turns.next(5 * SECOND), Some("a"));

@@ -13,6 +13,7 @@ mod decode;
 
 use serde::{Deserialize, Serialize};
 
+use crate::channel::schema::Ident;
 use crate::clock::rfc3339;
 use crate::event::{ChannelName, Micros, Name, Origin, Seq};
 use crate::storage::event_store::StoredRow;
@@ -38,6 +39,10 @@ pub const PAGE_BYTES: usize = 1 << 20;
 pub const MOST_PAGES: usize = 64;
 /// The longest line before a page.
 const MOST_LINE: usize = 48;
+/// The most columns of a channel: no table has more.
+const MOST_COLUMNS: usize = 4_096;
+/// The longest name of a type.
+const MOST_TYPE: usize = 64;
 
 /// Pages that are wanted of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -335,6 +340,20 @@ pub struct Changed {
     pub seen: Option<u64>,
 }
 
+impl Changed {
+    /// The same, where what it says of its node may go into logs.
+    ///
+    /// # Errors
+    /// [`Fault::Field`].
+    pub fn checked(self) -> Result<Self, Fault> {
+        match () {
+            () if Name::new(&self.node).is_err() => Err(Fault::Field("node")),
+            () if !is_id(&self.node_id) => Err(Fault::Field("node_id")),
+            () => Ok(self),
+        }
+    }
+}
+
 /// The request for changes, as path and query.
 #[must_use]
 pub fn changes_path(caller: &Caller, after: Option<u64>, wait_ms: u128) -> String {
@@ -363,6 +382,27 @@ pub struct DescribedColumn {
     /// Its type, as `field_types` has it.
     #[serde(rename = "type")]
     pub ty: String,
+}
+
+impl Described {
+    /// The same, where all of it may go into logs.
+    ///
+    /// # Errors
+    /// [`Fault::Field`].
+    pub fn checked(self) -> Result<Self, Fault> {
+        let plain = |byte: u8| byte == b' ' || byte.is_ascii_graphic();
+        let is_type = |ty: &str| (1..=MOST_TYPE).contains(&ty.len()) && ty.bytes().all(plain);
+        let is_column =
+            |column: &DescribedColumn| Ident::new(&column.name).is_ok() && is_type(&column.ty);
+        match () {
+            () if Name::new(&self.channel).is_err() => Err(Fault::Field("channel")),
+            () if !is_id(&self.fingerprint) => Err(Fault::Field("fingerprint")),
+            () if Name::new(&self.mode).is_err() => Err(Fault::Field("mode")),
+            () if self.columns.len() > MOST_COLUMNS => Err(Fault::Field("columns")),
+            () if !self.columns.iter().all(is_column) => Err(Fault::Field("columns")),
+            () => Ok(self),
+        }
+    }
 }
 
 /// The request for a schema, as path and query.

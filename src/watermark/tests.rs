@@ -22,6 +22,19 @@ fn lease(marks: &mut Marks, id: u64, through: u64, firsts: &[(&str, u64)]) {
 }
 
 #[test]
+fn a_peer_between_what_was_found_and_what_is_new_has_seen_what_is_gone() {
+    let mut marks = Marks::new(Start { assigned: Seq(100), end: Seq(100), ..Start::default() });
+    assert!(marks.may_have_shown(Seq(100)) && !marks.may_have_shown(Seq(101)));
+    let channel = Name::new("a").unwrap();
+    marks.written([(&channel, Seq(900), Seq(902))].into_iter());
+    assert!(!marks.may_have_shown(Seq(500)));
+    assert!(marks.may_have_shown(Seq(899)), "right below what is not resolved yet");
+    // under another id all of it is final
+    marks.begin_anew_below(Seq(900));
+    assert!(marks.may_have_shown(Seq(500)));
+}
+
+#[test]
 fn a_page_never_passes_a_batch_that_is_still_under_way() {
     let mut marks = empty();
     write(&mut marks, "a", 1, 400);

@@ -269,7 +269,7 @@ impl<S: HistoryStore> Keeper<S> {
     /// No seq below the first of this start is given out any more.
     fn nothing_below_is_open(&self) {
         if let Some(first) = self.with.queue.first_seq() {
-            self.with.marks.with(|marks| marks.void_below(first));
+            self.with.marks.with(|marks| marks.begin_anew_below(first));
         }
     }
 

@@ -145,6 +145,10 @@ impl Source for Fake {
         Err(Failure::NotFound)
     }
 
+    fn hold(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+
     fn bytes(&self) -> u64 {
         0
     }
@@ -188,6 +192,9 @@ async fn node() -> Node {
     storage.connect(&contact).await.unwrap();
     let (resume, resumes) = watch::channel(0);
     let (stop, stopping) = watch::channel(false);
+    let history = Arc::new(History::new("id", Vec::new()));
+    let life = Life { id: "id".to_owned(), since: None, past: Vec::new() };
+    assert!(history.settle(life, Some(Seq(FIRST))));
     let shared = Arc::new(Peering {
         storage: storage.clone(),
         me: name("dc1"),
@@ -199,10 +206,8 @@ async fn node() -> Node {
         board: Arc::new(Board::new(clock)),
         seen: Box::new(|_| {}),
         resume: resumes.clone(),
+        life: history.settled(),
     });
-    let history = Arc::new(History::new("id", Vec::new()));
-    let life = Life { id: "id".to_owned(), since: None, past: Vec::new() };
-    assert!(history.settle(life, Some(Seq(FIRST))));
     let orders = Arc::<Plain<Vec<String>>>::default();
     drop(task::spawn(keep(history.clone(), orders.clone())));
     let peer = Fake(Arc::new(FakeState {
@@ -338,11 +343,11 @@ async fn a_recovery_that_is_broken_off_goes_on_when_it_is_run_again() {
     *node.peer.0.pages.lock().unwrap() = 1;
     let text = node.recover().await.0.unwrap_err();
     assert!(text.contains("401") && text.contains("put back so far: 10 rows"), "{text}");
-    assert_eq!(node.orders(), ["from 1"], "no id while rows are still to come");
+    assert_eq!(node.orders(), ["from 1", "drawn"], "the others read what came back so far");
     *node.peer.0.pages.lock().unwrap() = 1_000;
     let (count, _) = node.recover().await.0.unwrap();
     assert_eq!(count, 20);
-    assert_eq!(node.orders(), ["from 1", "drawn"]);
+    assert_eq!(node.orders(), ["from 1", "drawn", "from 11", "drawn"]);
     assert_eq!(node.seqs("dc1", "events_raw").await.len(), 30);
 }
 

@@ -16,7 +16,6 @@ fn lane() -> Lane {
         most: 100,
         pages: 4,
         print: "print".to_owned(),
-        again: None,
     }
 }
 
@@ -57,7 +56,7 @@ fn stored(rows: u64) -> Outcome {
 }
 
 fn stands_at(cursor: Option<u64>) -> Outcome {
-    Outcome::Cursor { stored: cursor.map(Seq), usual: cursor.map(Seq) }
+    Outcome::Cursor { usual: cursor.map(Seq), again: None }
 }
 
 /// A state that has asked from behind its stored cursor.
@@ -93,7 +92,7 @@ fn pages_follow_each_other_from_the_stored_cursor_on() {
     // the last page reaches the horizon: what is behind its last row is nothing
     assert_eq!((foreign.expect, foreign.to), (Some(Seq(15)), Seq(40)));
     let (state, rest) = resting(state, stored(1));
-    assert_eq!((rest, state.at(), state.reached()), (Rest::Idle, Seq(40), true));
+    assert_eq!((rest, state.at()), (Rest::Idle, Seq(40)));
     let (_, action) = step(state, Outcome::Turn);
     let Action::Ask(ask) = action else { panic!("{action:?}") };
     assert_eq!((ask.from, ask.count), (Seq(41), false));
@@ -282,26 +281,46 @@ fn a_channel_that_the_peer_lacks_pauses() {
 }
 
 #[test]
-fn reading_again_begins_at_since_and_has_a_cursor_of_its_own() {
-    let again = Lane { again: Some(("new".to_owned(), Seq(40))), ..lane() };
-    for (usual, from) in [(900, 41), (40, 41), (7, 8)] {
-        let (state, _) = step(State::new(again.clone()), Outcome::Turn);
-        let found = Outcome::Cursor { stored: None, usual: Some(Seq(usual)) };
-        let (_, action) = step(state, found);
-        let Action::Ask(ask) = action else { panic!("{action:?}") };
-        assert_eq!(ask.from, Seq(from), "no gap above {usual}");
-    }
-    let (state, _) = step(State::new(again.clone()), Outcome::Turn);
-    let (state, _) = step(state, Outcome::Cursor { stored: None, usual: Some(Seq(900)) });
+fn reading_again_has_a_cursor_of_its_own_until_it_has_come_to_the_usual_one() {
+    let found = |at: u64, usual: u64| {
+        let again = Some(("new".to_owned(), Seq(at)));
+        Outcome::Cursor { usual: Some(Seq(usual)), again }
+    };
+    let (state, _) = step(State::new(lane()), Outcome::Turn);
+    let (state, action) = step(state, found(40, 60));
+    assert!(matches!(action, Action::Ask(Ask { from: Seq(41), .. })), "{action:?}");
     let (state, foreign) = applying(state, page(answer(41, &[42], 43, 60)));
-    assert_eq!((foreign.again.as_deref(), foreign.expect), (Some("new"), None));
-    assert!(!state.reached(), "not before all of it is stored");
-    // a crash in the middle: the second cursor is found where it was
-    let (state, ask) = asked(again, Some(42));
-    assert_eq!(ask.from, Seq(43));
-    let (state, _) = applying(state, page(answer(43, &[50], 61, 60)));
-    let (state, _) = resting(state, stored(1));
-    assert!(state.reached());
+    assert_eq!((foreign.again.as_deref(), foreign.expect), (Some("new"), Some(Seq(40))));
+    let (state, _) = step(state, stored(1));
+    assert_eq!(state.read_again(), None);
+    // a crash in the middle: it is found where it was
+    let (state, _) = step(State::new(lane()), Outcome::Turn);
+    let (state, _) = step(state, found(42, 60));
+    let (state, rest) = resting(state, page(answer(43, &[], 101, 100)));
+    assert_eq!((rest, state.read_again()), (Rest::Idle, None), "not before it is stored");
+    let (state, foreign) = applying(state, Outcome::Flush);
+    assert_eq!((foreign.again.as_deref(), foreign.to), (Some("new"), Seq(100)));
+    let (mut state, _) = resting(state, stored(0));
+    assert_eq!(state.read_again(), Some(("new", Seq(100))));
+    // then the usual one is followed
+    state.forget();
+    let (state, action) = step(state, Outcome::Turn);
+    assert!(matches!(action, Action::Load));
+    let (state, action) = step(state, stands_at(Some(100)));
+    assert!(matches!(action, Action::Ask(Ask { from: Seq(101), .. })), "{action:?}");
+    let (_, foreign) = applying(state, page(answer(101, &[102], 103, 102)));
+    assert_eq!(foreign.again, None);
+}
+
+#[test]
+fn what_was_forgotten_is_asked_for_from_the_stored_cursor_on() {
+    let (state, _) = asked(lane(), Some(500));
+    let (mut state, _) = resting(state, page(answer(501, &[], 601, 600)));
+    state.forget();
+    let (state, _) = step(state, Outcome::Turn);
+    // the storage went back
+    let (_, action) = step(state, stands_at(Some(400)));
+    assert!(matches!(action, Action::Ask(Ask { from: Seq(401), .. })), "{action:?}");
 }
 
 #[test]

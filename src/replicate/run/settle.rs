@@ -3,26 +3,78 @@
 //! Does not know pages.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::{
-    Backoff, EventStore, Failure, Key, LONG_PEACE, LOOK_AGAIN, OF_FAULTS, OF_STORAGE, PEACE, Peer,
-    Rest, SHORT_PEACE, Seq, Source, Standing,
+    Backoff, EventStore, Failure, Key, LONG_PEACE, LOOK_AGAIN, News, OF_FAULTS, OF_NEWS,
+    OF_STORAGE, PEACE, Peer, Rest, SHORT_PEACE, Seq, Source, Standing,
 };
 
 /// Who failed how often.
 pub(super) struct Backoffs {
     faults: BTreeMap<Key, Backoff>,
     storage: Backoff,
+    /// New ids without a row between them.
+    ids: Backoff,
+    /// The same of new schemas of a channel.
+    schemas: BTreeMap<Key, Backoff>,
 }
 
 impl Default for Backoffs {
     fn default() -> Self {
-        Self { faults: BTreeMap::new(), storage: OF_STORAGE }
+        Self {
+            faults: BTreeMap::new(),
+            storage: OF_STORAGE,
+            ids: OF_NEWS,
+            schemas: BTreeMap::new(),
+        }
     }
 }
 
 impl<S: EventStore, P: Source> Peer<'_, S, P> {
-    /// A turn has ended.
+    /// A turn has brought rows, or something new of the peer, or neither. One that says something else
+    /// each time, and gives no row, is asked less and less.
+    pub(super) fn turned(
+        &self,
+        key: &Key,
+        news: Option<News>,
+        brought: bool,
+        backoffs: &mut Backoffs,
+    ) {
+        let (now, dice) = (self.now(), self.throw());
+        if key.0 == *self.name {
+            self.lock().taken += 1;
+            self.ended.notify_waiters();
+        }
+        if brought {
+            backoffs.ids.succeeded();
+            backoffs.schemas.remove(key);
+        }
+        let backoff = match news {
+            None => return,
+            Some(News::Id) => &mut backoffs.ids,
+            Some(News::Schema) => backoffs.schemas.entry(key.clone()).or_insert(OF_NEWS),
+        };
+        let first = backoff.failures() == 0;
+        let wait = backoff.failed(dice);
+        if !first {
+            self.lock().breaker.rest(now, wait);
+        }
+    }
+
+    /// The peer gave its own events where those of another origin were asked for, as v1.0.2 does: it is
+    /// asked for no others until it says what it answers.
+    pub(super) fn cannot_relay(&self) {
+        if !std::mem::replace(&mut self.lock().mute, true) {
+            tracing::warn!(
+                peer = %self.name,
+                "peer {} does not say whose events it gives, as v1.0.2 does not: it cannot relay, and is asked for its own alone",
+                self.name
+            );
+        }
+    }
+
+    /// What follows from how a turn has ended.
     pub(super) fn settle(&self, key: &Key, rest: Rest, backoffs: &mut Backoffs) {
         let (now, dice) = (self.now(), self.throw());
         match rest {
@@ -47,6 +99,8 @@ impl<S: EventStore, P: Source> Peer<'_, S, P> {
             }
             Rest::Stopped(why) => {
                 self.stands(key, Standing::Stopped, Some(why));
+                // whoever wakes it wakes all
+                self.lock().turns.rest(key, Duration::MAX);
             }
             Rest::Failed(Failure::Fault(fault)) => {
                 let wait = backoffs.faults.entry(key.clone()).or_insert(OF_FAULTS).failed(dice);
@@ -62,6 +116,9 @@ impl<S: EventStore, P: Source> Peer<'_, S, P> {
                 // another route of the same peer may answer well
                 if matches!(failure, Failure::Status(_)) {
                     self.stands(key, Standing::Paused, Some(failure.to_string()));
+                }
+                if failure == Failure::Unavailable {
+                    self.lock().breaker.refused(now);
                 }
                 self.failed(&failure);
                 self.lock().turns.want(key);
@@ -85,7 +142,7 @@ impl<S: EventStore, P: Source> Peer<'_, S, P> {
             } else {
                 common.breaker.failed(now, dice);
             }
-            common.breaker.open_since().is_some()
+            common.breaker.is_open(now)
         };
         self.shared.out_of_reach.set(self.name, out);
         if matches!(failure, Failure::Fault(_)) {
@@ -99,9 +156,18 @@ impl<S: EventStore, P: Source> Peer<'_, S, P> {
 
     /// The peer answered.
     pub(super) fn answered(&self) {
-        self.lock().breaker.answered();
-        self.shared.out_of_reach.set(self.name, false);
+        let now = self.now();
+        let (out, refuses) = {
+            let mut common = self.lock();
+            common.breaker.answered();
+            (common.breaker.is_open(now), common.breaker.refuses())
+        };
+        self.shared.out_of_reach.set(self.name, out);
         self.shared.board.answered(self.name, self.source.bytes());
+        if refuses {
+            // it talks, and gives no page
+            return;
+        }
         if self.shared.board.trouble(self.name, None) {
             tracing::info!(peer = %self.name, "peer {} answers", self.name);
             self.want(None);

@@ -225,3 +225,39 @@ fn the_line_before_a_page_says_its_lengths() {
         assert!(read_line(bad.as_bytes()).is_err(), "{bad:?}");
     }
 }
+
+#[test]
+fn what_would_go_into_logs_is_checked_first() {
+    let changed = |node: &str, id: &str| Changed {
+        node: node.to_owned(),
+        node_id: id.to_owned(),
+        since: None,
+        number: 1,
+        channels: None,
+        seen: None,
+    };
+    assert!(changed("dc2", "0b6f-4c").checked().is_ok());
+    let long = "a".repeat(100);
+    for (node, id, field) in
+        [("dc2\nlevel=error", "a", "node"), (&*long, "a", "node"), ("dc2", "a\n", "node_id")]
+    {
+        assert_eq!(changed(node, id).checked(), Err(Fault::Field(field)), "{node:?} {id:?}");
+    }
+    let described = |column: &str, ty: &str| Described {
+        channel: "reports".to_owned(),
+        fingerprint: "0123abcd".to_owned(),
+        mode: "structured".to_owned(),
+        columns: vec![DescribedColumn { name: column.to_owned(), ty: ty.to_owned() }],
+    };
+    for ty in ["bigint", "decimal(38,10)", "double precision"] {
+        assert!(described("_n1", ty).checked().is_ok(), "{ty}");
+    }
+    let bad = [("n\n", "text"), (&*long, "text"), ("n", ""), ("n", "te\u{1b}xt"), ("n", &*long)];
+    for (column, ty) in bad {
+        let fault = described(column, ty).checked();
+        assert_eq!(fault, Err(Fault::Field("columns")), "{column:?} {ty:?}");
+    }
+    let many = vec![described("n", "text").columns.remove(0); 5_000];
+    let many = Described { columns: many, ..described("n", "text") };
+    assert_eq!(many.checked(), Err(Fault::Field("columns")));
+}

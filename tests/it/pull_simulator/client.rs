@@ -12,7 +12,7 @@ use replicon::replicate::wire;
 use replicon::storage::Kind;
 use replicon::storage::event_store::Foreign;
 
-use super::node::{CHANNELS, LaneKey, Pulled};
+use super::node::{CHANNELS, LaneKey, Node, Pulled};
 use super::world::{Asked, Happening, World};
 
 impl World {
@@ -30,7 +30,7 @@ impl World {
     fn open(&mut self, me: usize, key: LaneKey) {
         let token = self.count;
         let node = &mut self.nodes[me];
-        let state = Some(node.fresh(key));
+        let state = Some(Node::fresh(key));
         node.lanes.insert(key, Pulled { state, token });
         let epoch = node.epoch;
         self.after(0, 3, Happening::Turn(me, epoch, key, token));
@@ -64,22 +64,16 @@ impl World {
             let Some(lane) = node.lanes.get_mut(&key) else { return Ok(()) };
             let Some(state) = lane.state.take() else { return Ok(()) };
             let (state, action) = step(state, outcome);
-            let again = state.lane.again.clone();
             (lane.state, lane.token) = (Some(state), token);
             let epoch = node.epoch;
             match action {
                 Action::Load => {
-                    let usual = node.store.cursors.get(&(key.1, key.2)).copied().map(Seq);
-                    let stored = match again {
-                        None => usual,
-                        Some((id, _)) => {
-                            node.store.again.get(&(key.1, key.2, id)).copied().map(Seq)
-                        }
-                    };
-                    outcome = Outcome::Cursor { stored, usual };
+                    let (usual, again) = node.load(key);
+                    let again = again.map(|(id, seq)| (id, Seq(seq)));
+                    outcome = Outcome::Cursor { usual: usual.map(Seq), again };
                 }
                 Action::Ask(ask) => {
-                    let known = node.held(key.0);
+                    let known = node.knows(key.0);
                     self.send(Asked { by: me, epoch, key, token, ask, known });
                     return Ok(());
                 }
@@ -103,28 +97,36 @@ impl World {
         };
         let epoch = self.nodes[me].epoch;
         self.after(low, high, Happening::Turn(me, epoch, key, token));
-        self.accept(me, key.0);
+        self.finish(me, key);
         Ok(())
     }
 
-    /// Accepts an id that was read again in every channel.
-    fn accept(&mut self, me: usize, peer: usize) {
-        let node = &mut self.nodes[me];
-        let Some(lives) = node.lives.get_mut(&peer) else { return };
-        let Some(id) = lives.pending().map(|(id, _)| id.to_owned()) else { return };
-        let done = |lane: &Pulled| {
-            lane.state.as_ref().is_some_and(|state| state.reached() && !state.wants_flush())
-        };
-        let own = node.lanes.iter().filter(|((of, from, _), _)| *of == peer && *from == peer);
-        let own: Vec<(LaneKey, bool)> = own.map(|(key, lane)| (*key, done(lane))).collect();
-        if own.iter().any(|(_, done)| !done) {
+    /// A peer goes by another id: it is kept what is to be read again, then the id is followed.
+    fn part(&mut self, me: usize, peer: usize, id: &str, since: u64) {
+        self.nodes[me].keep_again(peer, id, since);
+        if self.chance(20) {
+            self.down(me, |_| {});
             return;
         }
-        lives.accepted(&id);
-        node.store.ids.entry(peer).or_default().push(id.clone());
-        node.store.again.retain(|(of, _, of_id), _| *of != peer || *of_id != id);
-        for (key, _) in own {
-            self.open(me, key);
+        self.nodes[me].accept(peer, id, since);
+        for on in 0..CHANNELS.len() {
+            self.open(me, (peer, peer, on));
+        }
+    }
+
+    /// What was read again up to the usual cursor is followed by that one alone.
+    fn finish(&mut self, me: usize, (peer, of, on): LaneKey) {
+        let node = &mut self.nodes[me];
+        let lane = node.lanes.get_mut(&(peer, of, on));
+        let Some(state) = lane.and_then(|lane| lane.state.as_mut()) else { return };
+        let Some((id, at)) = state.read_again().map(|(id, at)| (id.to_owned(), at.0)) else {
+            return;
+        };
+        state.forget();
+        let usual = node.store.cursors.get(&(of, on)).copied();
+        let key = (of, on, id);
+        if node.store.again.get(&key) == Some(&at) && usual <= Some(at) {
+            node.store.again.remove(&key);
         }
     }
 
@@ -153,13 +155,21 @@ impl World {
             return Ok(());
         }
         let (peer, of, on) = key;
+        let waits = self.waits(me, epoch, key, token);
+        if peer == of && !waits {
+            // one task a peer: nothing was under way when its history parted
+            return Ok(());
+        }
         let applied = self.nodes[me].apply(of, on, foreign)?;
         if !applied.stale {
+            if peer == of {
+                self.nodes[me].passes(of, foreign.to.0);
+            }
             self.seen.pages += 1;
             self.seen.relayed += if peer == of { 0 } else { foreign.rows.len() as u64 };
             self.no_gap(me, of, on)?;
         }
-        if !self.waits(me, epoch, key, token) {
+        if !waits {
             return Ok(());
         }
         let outcome = if self.chance(3) {
@@ -225,10 +235,8 @@ impl World {
                     lives.accepted(&current);
                     node.store.ids.entry(peer).or_default().push(current);
                 }
-                Meeting::Again(_) => {
-                    for on in 0..CHANNELS.len() {
-                        self.open(me, (peer, peer, on));
-                    }
+                Meeting::Again(since) => {
+                    self.part(me, peer, &current, since.0);
                     return Ok(());
                 }
                 Meeting::Returned => return Err(format!("dc{me}: {current} of dc{peer} returned")),

@@ -93,6 +93,10 @@ pub struct Node {
     pub lanes: BTreeMap<LaneKey, Pulled>,
     /// Failures in a row, by peer.
     pub failures: BTreeMap<usize, u32>,
+    /// How far it has come with each peer's history that it follows.
+    passed: BTreeMap<usize, u64>,
+    /// How often this start was shown by a caller that it went back.
+    pub shown_back: u64,
 }
 
 pub fn origin(of: usize) -> Origin {
@@ -143,6 +147,8 @@ impl Node {
             lives: BTreeMap::new(),
             lanes: BTreeMap::new(),
             failures: BTreeMap::new(),
+            passed: BTreeMap::new(),
+            shown_back: 0,
         }
     }
 
@@ -216,6 +222,8 @@ impl Node {
         self.lanes.clear();
         self.lives.clear();
         self.failures.clear();
+        self.passed.clear();
+        self.shown_back = 0;
         self.released = dice.throw(self.released.saturating_sub(20), self.released);
     }
 
@@ -234,13 +242,15 @@ impl Node {
         self.marks = marks_of(&self.log, self.released, self.next, base);
     }
 
-    /// Before a caller is answered: one that has seen what this node does not know of shows that it
-    /// went back. Whether it did.
-    pub fn meet(&mut self, seen: u64) -> bool {
-        let back = self.used < seen && seen < self.first;
+    /// Before a caller is answered: one that follows this node's id and has seen what it does not know
+    /// of shows that it went back. Whether it did.
+    pub fn meet(&mut self, id: Option<&str>, seen: u64) -> bool {
+        // an S lies right below the first seq of a start
+        let between = self.used < seen && seen + 1 < self.first;
+        let back = between && id == Some(self.life.as_str());
         if back {
             self.renew(self.used);
-            self.used = self.first - 1;
+            self.shown_back += 1;
         }
         back
     }
@@ -323,10 +333,8 @@ impl Node {
         Ok(Applied { stored: foreign.rows.len() as u64, ..Applied::default() })
     }
 
-    /// The state of a channel that is pulled from the beginning, or read again.
-    pub fn fresh(&self, (peer, of, on): LaneKey) -> State {
-        let pending = self.lives.get(&of).and_then(|lives| lives.pending());
-        let again = pending.filter(|_| peer == of).map(|(id, since)| (id.to_owned(), since));
+    /// The state of a channel of which nothing is known yet.
+    pub fn fresh((peer, of, on): LaneKey) -> State {
         State::new(Lane {
             origin: origin(of),
             channel: channel(on),
@@ -334,13 +342,58 @@ impl Node {
             most: 7,
             pages: 1,
             print: PRINT.to_owned(),
-            again,
         })
     }
 
-    /// The last seq of an origin that it has passed, in any channel.
-    pub fn held(&self, of: usize) -> u64 {
-        let cursors = self.store.cursors.iter().filter(|((origin, _), _)| *origin == of);
-        cursors.map(|(_, seq)| *seq).max().unwrap_or(0)
+    /// The id of a peer that is followed.
+    fn followed(&self, peer: usize) -> Option<String> {
+        self.lives.get(&peer)?.followed().map(str::to_owned)
+    }
+
+    /// The stored cursors: the usual one, and that of reading again.
+    pub fn load(&mut self, (peer, of, on): LaneKey) -> (Option<u64>, Option<(String, u64)>) {
+        let usual = self.store.cursors.get(&(of, on)).copied();
+        let id = self.followed(of).filter(|_| peer == of);
+        let again = id.and_then(|id| {
+            let seq = *self.store.again.get(&(of, on, id.clone()))?;
+            Some((id, seq))
+        });
+        if peer == of {
+            self.passes(of, again.as_ref().map(|(_, seq)| *seq).or(usual).unwrap_or(0));
+        }
+        (usual, again)
+    }
+
+    /// Everything of the history of a peer that is followed was passed up to here.
+    pub fn passes(&mut self, peer: usize, seq: u64) {
+        let passed = self.passed.entry(peer).or_default();
+        *passed = seq.max(*passed);
+    }
+
+    /// What a peer is told: its id as it is followed, and how far this has come with it.
+    pub fn knows(&self, peer: usize) -> (Option<String>, u64) {
+        (self.followed(peer), self.passed.get(&peer).copied().unwrap_or(0))
+    }
+
+    /// Keeps from where each channel of a peer is to be read again under that id.
+    pub fn keep_again(&mut self, of: usize, id: &str, since: u64) {
+        let before = self.followed(of);
+        for on in 0..CHANNELS.len() {
+            let Some(usual) = self.store.cursors.get(&(of, on)).copied() else { continue };
+            let pending = before.clone().and_then(|id| self.store.again.get(&(of, on, id)));
+            let from = since.min(pending.copied().unwrap_or(usual));
+            if from < usual {
+                self.store.again.entry((of, on, id.to_owned())).or_insert(from);
+            }
+        }
+    }
+
+    /// From here on that id is followed.
+    pub fn accept(&mut self, of: usize, id: &str, since: u64) {
+        self.store.ids.entry(of).or_default().push(id.to_owned());
+        self.lives.entry(of).or_default().accepted(id);
+        self.store.again.retain(|(origin, _, other), _| *origin != of || other == id);
+        let passed = self.passed.entry(of).or_default();
+        *passed = since.min(*passed);
     }
 }

@@ -21,6 +21,9 @@ const END: u64 = 800 * MS;
 /// By then all sets must be equal.
 const LATEST: u64 = 20_000 * MS;
 
+/// A node that went back once is shown so by few of its callers.
+const MOST_BACK: u64 = 10;
+
 /// In which order a server takes horizon and snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
@@ -50,8 +53,8 @@ pub(super) struct Asked {
     pub key: LaneKey,
     pub token: u64,
     pub ask: Ask,
-    /// The last seq of the asked node that the caller has passed.
-    pub known: u64,
+    /// The id of the asked node that the caller follows, and how far it has come with it.
+    pub known: (Option<String>, u64),
 }
 
 /// What a server has taken so far.
@@ -164,7 +167,7 @@ impl World {
                 self.nodes[me].ack(id)
             }
             Happening::Turn(me, epoch, key, token) => return self.turn(me, epoch, key, token),
-            Happening::Arrives(asked) => self.arrives(asked),
+            Happening::Arrives(asked) => return self.arrives(asked),
             Happening::Reads(asked, taken) => self.reads(asked, taken),
             Happening::Delivered(asked, result) => return self.delivered(&asked, result),
             Happening::Applies(me, epoch, key, token, foreign) => {
@@ -224,17 +227,20 @@ impl World {
         }
     }
 
-    fn arrives(&mut self, asked: Asked) {
+    fn arrives(&mut self, asked: Asked) -> Result<(), String> {
         let (peer, of, on) = asked.key;
         let order = if of == peer { self.order } else { Order::HorizonFirst };
         let node = &mut self.nodes[peer];
         if !node.up {
             let failure = Failure::Lost("refused".to_owned());
             self.after(0, 2, Happening::Delivered(asked, Err(failure)));
-            return;
+            return Ok(());
         }
-        self.seen.lives += u64::from(node.meet(asked.known));
+        self.seen.lives += u64::from(node.meet(asked.known.0.as_deref(), asked.known.1));
         let node = &self.nodes[peer];
+        if node.shown_back > MOST_BACK {
+            return Err(format!("dc{peer} draws one id after another: {}", node.life));
+        }
         let (from, limit) = (asked.ask.from.0, asked.ask.limit);
         let committed = node.store.rows.range((of, 0)..=(of, u64::MAX)).next_back();
         let safe = match order {
@@ -254,6 +260,7 @@ impl World {
         }
         // other transactions are committed meanwhile
         self.after(0, 12, Happening::Reads(asked, taken));
+        Ok(())
     }
 
     fn reads(&mut self, asked: Asked, mut taken: Taken) {
@@ -359,7 +366,7 @@ impl World {
         }
     }
 
-    fn down(&mut self, me: usize, change: impl FnOnce(&mut Node)) {
+    pub(super) fn down(&mut self, me: usize, change: impl FnOnce(&mut Node)) {
         if !self.nodes[me].up {
             return;
         }

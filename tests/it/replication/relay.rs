@@ -56,6 +56,17 @@ fn a_third_node_gets_all_events_of_a_dead_origin_from_the_one_that_had_pulled() 
         let raw = cluster.contents(2, RAW) == cluster.contents(1, RAW);
         if reports && raw { Ok(()) } else { Err(format!("{numbers:?}; {}", cluster.tail(2))) }
     });
+    // what a relay lacks is nobody's trouble any more when the origin is back
+    let of_relay = |cluster: &Cluster| {
+        let channels = cluster.peer(2, "dc2")["channels"].to_string();
+        channels.contains("\"origin\":\"dc1\"")
+    };
+    assert!(of_relay(&cluster));
+    cluster.between(0, 2, Link::Open);
+    cluster.begin(0);
+    wait_until(SOON, "a relay that is not needed", || {
+        if of_relay(&cluster) { Err(cluster.peer(2, "dc2").to_string()) } else { Ok(()) }
+    });
     // by way of a relay nothing is taken for a conflict, nor for one that fits nowhere
     assert_eq!(cluster.count(2, "replicon_quarantine"), 0);
     for at in [1, 2] {
