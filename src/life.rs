@@ -127,6 +127,8 @@ impl History {
         let back = match () {
             () if asks.id == id => !shown,
             () if asks.past.iter().any(|past| past == id) => false,
+            // nothing is served yet, and a fresh directory may still learn whose history it goes on with
+            () if self.settled.borrow().is_none() => false,
             () => !std::mem::replace(&mut asks.unknown, true),
         };
         if back {
@@ -181,6 +183,11 @@ impl History {
     /// Nothing is served until [`History::settle`].
     pub fn unsettle(&self) {
         self.settled.send_replace(None);
+    }
+
+    /// This directory goes on with the history of that id.
+    pub fn adopted(&self, owner: &str) {
+        self.lock().past.push(owner.to_owned());
     }
 
     /// Another id was drawn: what was asked for under the one before it is done.
@@ -273,10 +280,14 @@ mod tests {
     #[test]
     fn an_id_that_nobody_here_knows_is_believed_once_a_start() {
         let history = History::new("a", Vec::new());
+        assert!(!history.meets("b", true), "nothing is settled yet");
+        let life = Life { id: "a".to_owned(), since: None, past: Vec::new() };
+        assert!(history.settle(life.clone(), None));
         assert!(history.meets("b", true), "it went by that one later");
         history.drawn("c");
         assert!(!history.take_went_back());
         assert!(!history.meets("a", false), "one before it");
+        assert!(history.settle(Life { id: "c".to_owned(), ..life }, None));
         assert!(!history.meets("d", true), "two live nodes of one name");
     }
 

@@ -58,6 +58,8 @@ struct Slot {
     leased: BTreeSet<Seq>,
     /// The first seq of it that is set aside.
     parked: Option<Seq>,
+    /// Its storage lacks something again from this seq on, which it had taken.
+    owed: Option<Seq>,
     /// The number of its last change.
     gained: u64,
 }
@@ -283,6 +285,15 @@ impl Marks {
         }
     }
 
+    /// The storage lacks something of the channel from this seq on that it had taken; `None` where it
+    /// lacks nothing any more.
+    pub fn owed(&mut self, channel: &ChannelName, first: Option<Seq>) {
+        let slot = self.slot(channel);
+        if std::mem::replace(&mut slot.owed, first).is_some() && first.is_none() {
+            self.gain(channel);
+        }
+    }
+
     /// The channel has drained.
     pub fn unparked(&mut self, channel: &ChannelName) {
         if self.slot(channel).parked.take().is_some() {
@@ -299,7 +310,7 @@ impl Marks {
         if slot.last > self.read {
             safe = safe.min(before(slot.unread.max(self.read.next())));
         }
-        let held = slot.leased.first().copied().into_iter().chain(slot.parked);
+        let held = slot.leased.first().copied().into_iter().chain(slot.parked).chain(slot.owed);
         held.map(before).fold(safe, Seq::min)
     }
 

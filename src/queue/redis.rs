@@ -7,16 +7,21 @@
 //!
 //! | key | what it is |
 //! | --- | --- |
-//! | `S` | a stream, an entry an event, with the id `<seq>-0` and the fields `h` and `p` |
+//! | `S` | a stream; an entry holds events of one request, with consecutive seqs: its id is `<first seq>-0`, its fields are `h` and then a `p` for each event |
 //! | `S:owner` | a hash: `origin`, `node_id`, `run` (one start of one process), `beat` (when it last spoke, in seconds by the server's clock) |
-//! | `S:counts` | a hash: `run`; `last`, the last seq that was added; `total` and `bytes`, what the stream holds of ours; `n:<channel>` and `b:<channel>`, the same a channel; `biggest`, the longest payload; `dead`, `dead_bytes`, `settled_bytes`, `foreign` |
+//! | `S:counts` | a hash: `run`; `last`, the last seq that was added; `total` and `bytes`, the events in the stream and what they count; `entries`, how many hold them; `n:<channel>` and `b:<channel>`, events and bytes of a channel; `biggest`, bytes of payload of the longest entry; `dead`, `dead_bytes`, `settled_bytes`, `foreign` |
 //! | `S:tries` | a hash: how often an event was refused by the storage, by seq |
 //! | `D` | a stream of dead letters: `seq`, `code`, `text`, `attempts`, `h`, `p`; or, of an entry that is not ours, `id`, `code`, `text` and its own fields behind them |
 //! | `D:states` | a hash by seq (by id, of an entry that is not ours): `<dead, redriven or discarded> <id in D> <bytes> [<new seq>]` |
 //!
-//! `h` is `1 <r or s> <received_at in microseconds> <channel>`, `p` the payload byte for byte. `S` is
-//! read by the consumer group `queue_redis_group`, as `queue_redis_consumer`; a channel that is set
-//! aside has a consumer of its own, `<consumer>:parked:<channel>`, so that its events simply stay
+//! `h` is `1 <r or s> <received_at in microseconds> <channel>`, `p` a payload byte for byte. A request of
+//! more than 256 events, or of more than 64 KiB, makes several entries, which are added together. Beside
+//! the stream its entries count whole, however many of their events are resolved; where no `entries` is
+//! found, each holds one event. The last id of the stream is set to the last seq that was added: so no
+//! entry of another writer comes between the seqs of ours.
+//!
+//! `S` is read by the consumer group `queue_redis_group`, as `queue_redis_consumer`; a channel that is
+//! set aside has a consumer of its own, `<consumer>:parked:<channel>`, so that its entries simply stay
 //! pending, in order, and a start finds it set aside.
 //!
 //! Every key that a script touches is named to it. On a cluster all of them must lie in one slot, so
@@ -40,8 +45,14 @@
 //! and where another consumer was handed new entries they are handed out once more, to us: so whoever
 //! finds nothing new knows that everything up to there is in hand, set aside or resolved. Events go out
 //! in the order of their seqs; what comes again after a loss, or was claimed from others, may be lower.
+//! Leases may share an entry; where a part of it is set aside, the entry waits with its channel's
+//! consumer, and the rest is in hand.
 //!
 //! # Releasing
+//!
+//! An entry leaves the stream when all of its events are resolved. Until then this process knows which
+//! are; to a later start all of them come again, and storage finds those that it has. A dead letter is
+//! kept as long as its entry may stand, whatever was decided about it: by it its event is known.
 //!
 //! One script acknowledges, deletes and counts. Where the stream holds nothing but what we count, all
 //! below the oldest pending entry goes by `XTRIM MINID`; the rest goes singly. `MAXLEN` never trims.
@@ -80,6 +91,7 @@ mod reader;
 mod redrive;
 mod scripts;
 mod shared;
+mod standing;
 
 pub use address::{Address, Options};
 pub use handle::RedisQueue;

@@ -118,11 +118,11 @@ impl Mark {
     /// # Errors
     /// Where it could not be: a later start draws it.
     pub async fn settle(&mut self, history: &History) -> Result<bool, String> {
-        if self.0.is_none() {
+        // whatever comes of it, what is put back later is marked anew
+        if self.0.take().is_none() {
             return Ok(false);
         }
         history.recovered().await?;
-        self.0 = None;
         Ok(true)
     }
 }

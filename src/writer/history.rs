@@ -194,6 +194,10 @@ impl<S: HistoryStore> Keeper<S> {
         self.went_back |= self.with.history.take_went_back();
         let (back, node) = (self.shows_less(found), self.with.queue.node());
         self.adopt(found).await?;
+        // what the storage counts from now on is ours; of a stranger the next id is drawn first
+        if found.epoch > 0 && !found.stranger {
+            self.note_epoch(found.epoch).await?;
+        }
         let whole = self.whole.map_or(found.whole(), |whole| whole.min(found.whole()));
         // one that was asked for by a peer found nothing anew
         let met = found.epoch > 0;
@@ -203,13 +207,15 @@ impl<S: HistoryStore> Keeper<S> {
         }
         let parted = self.parted(found, back, &node).or_else(|| {
             let why = "the storage lacks events that it had taken".to_owned();
-            (!short.is_empty()).then_some((self.whole.unwrap_or_default(), why))
+            // of what was owed before nothing was shown since
+            let news = short.keys().any(|channel| !self.owed.contains_key(channel));
+            news.then_some((self.whole.unwrap_or_default(), why))
         });
         if let Some((since, why)) = parted.filter(|_| !self.drawn) {
-            self.draw(since, &why).await?;
+            self.draw(since, &why, found).await?;
         }
         let owed = self.refill(&short).await?;
-        self.owed.extend(owed);
+        self.owe(&short, owed);
         let later = self.with.storage.found().await.map_err(told)?;
         let epoch = later.as_ref().map_or(found.epoch, |later| later.epoch);
         if let Some(later) = later {
@@ -222,7 +228,7 @@ impl<S: HistoryStore> Keeper<S> {
             }
         }
         if epoch > 0 {
-            self.change(move |node| node.history.epoch = epoch.max(node.history.epoch)).await?;
+            self.note_epoch(epoch).await?;
         }
         self.publish().await
     }
@@ -252,6 +258,9 @@ impl<S: HistoryStore> Keeper<S> {
             return Ok(());
         }
         let whole = found.whole();
+        // what stands there is final, though the log never held it
+        self.nothing_below_is_open();
+        self.with.history.adopted(&owner);
         tracing::warn!(
             "this directory is new, and the storage was written by node id {owner} before: its history goes on behind seq {whole}, and peers read again from there"
         );
@@ -260,10 +269,11 @@ impl<S: HistoryStore> Keeper<S> {
             node.history.ids.push((owner, None));
         })
         .await?;
-        self.with.storage.renew(&contact(&self.with.queue)).await.map_err(told)?;
-        // what stands there is final, though the log never held it
-        self.nothing_below_is_open();
-        Ok(())
+        self.with.storage.renew(&contact(&self.with.queue)).await.map_err(told)
+    }
+
+    async fn note_epoch(&self, epoch: u64) -> Result<(), String> {
+        self.change(move |node| node.history.epoch = epoch.max(node.history.epoch)).await
     }
 
     /// No seq below the first of this start is given out any more.
@@ -331,15 +341,22 @@ impl<S: HistoryStore> Keeper<S> {
     }
 
     /// Goes by a new id, durably here and in the storage.
-    async fn draw(&mut self, since: Seq, why: &str) -> Result<(), String> {
+    async fn draw(&mut self, since: Seq, why: &str, found: &Found) -> Result<(), String> {
         let id = new_node_id().map_err(|e| e.to_string())?;
         tracing::warn!(
             "this node goes by a new node id, {id}, and peers read again from behind seq {since}: {why}"
         );
         let (recovering, drawn) = (self.recovering.map(|seq| seq.0), id.clone());
+        let found = found.clone();
         self.change(move |node| {
             node.renew(id, since.0);
             node.history.recovering = recovering;
+            if found.epoch > 0 {
+                // what the storage shows is what counts under this id
+                let least =
+                    |(channel, seq): (&String, &mut u64)| *seq = found.of(channel).0.min(*seq);
+                node.history.released.iter_mut().for_each(least);
+            }
         })
         .await?;
         self.with.history.drawn(&drawn);
@@ -371,10 +388,15 @@ impl<S: HistoryStore> Keeper<S> {
         let since = Seq(from.0.saturating_sub(1));
         self.with.history.unsettle();
         self.recovering = None;
-        let drawn = self.draw(since, "`replicon recover` has put events back").await;
+        let nothing = Found::default();
+        let drawn = self.draw(since, "`replicon recover` has put events back", &nothing).await;
+        if let Err(why) = drawn {
+            tracing::debug!("the new id is not in the storage yet: {why}");
+        }
+        // the mark in the directory draws it where that failed before
         let node = self.with.queue.node();
         self.settle(Found { owner: Some(node.node_id), ..Found::default() }).await;
-        drawn
+        Ok(())
     }
 
     /// Tells storage and directory how far channels are released; then the log may forget it.

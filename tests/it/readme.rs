@@ -326,7 +326,7 @@ fn every_metric_is_listed() {
 }
 
 /// What an operator is told of replication, and who says it.
-const SAID: [(&str, &str); 12] = [
+const SAID: [(&str, &str); 14] = [
     ("src/replicate/pull.rs", "it refuses our replication_token (401)"),
     ("src/replicate/pull.rs", "it answered 404: it has no such channel, or no replication_token"),
     ("src/replicate/pull.rs", "it is not ready (503)"),
@@ -336,8 +336,10 @@ const SAID: [(&str, &str); 12] = [
     ("src/replicate/run.rs", "two nodes go by the name"),
     ("src/replicate/schema.rs", "columns there that do not stand here with the same type"),
     ("src/channel/mod.rs", "two nodes may accept events that only one of their tables can hold"),
-    ("src/replicate/run.rs", "goes by a new node id, "),
+    ("src/replicate/run/parted.rs", "goes by a new node id, "),
     ("src/writer/history.rs", "this node goes by a new node id, "),
+    ("src/writer/history.rs", "history is not settled, and peers are served nothing: "),
+    ("src/writer/history/refill.rs", "the storage went back and refuses what it lacks of channel "),
     ("src/storage/sql/apply.rs", "came with other content than stands here: it is kept in"),
 ];
 

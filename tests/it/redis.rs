@@ -4,6 +4,7 @@
 //! Here stands what the modules share: a place where a node works, and what is read out of its tables.
 
 mod bad;
+mod entries;
 mod foreign;
 mod kills;
 mod loss;

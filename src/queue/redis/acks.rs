@@ -1,4 +1,5 @@
-//! Acknowledging: what is resolved is taken out of the stream, in the order in which leases ended.
+//! Acknowledging: entries that are resolved whole are taken out of the stream, in the order in which they
+//! became so.
 //!
 //! While Redis does not answer, what is resolved waits here; whoever acks goes on after a while. Does
 //! not know leases.
@@ -11,9 +12,9 @@ use redis::Cmd;
 use tokio::sync::{Notify, oneshot};
 
 use super::connection::{Broken, next};
-use super::leases::Held;
 use super::scripts::Script;
 use super::shared::{Link, Shared, Stage, lock, stranger};
+use super::standing::Whole;
 use crate::event::{ChannelName, Seq};
 use crate::queue::accounts::Load;
 
@@ -22,12 +23,11 @@ const AT_ONCE: usize = 1000;
 /// How often a link is looked for.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// What one lease held and is resolved.
+/// What the end of one lease left resolved.
 struct Job {
     id: u64,
-    held: Vec<Held>,
-    /// Redis has lost nothing since it was leased.
-    sure: bool,
+    /// In rising order.
+    wholes: Vec<Whole>,
     /// What lies below it in the stream may go with it, where nobody needs it.
     trim: bool,
     done: Option<oneshot::Sender<()>>,
@@ -45,7 +45,7 @@ struct Jobs {
     waiting: VecDeque<Job>,
     next_id: u64,
     /// What left since a reading was sent; `None` while none is under way.
-    left: Option<Vec<Vec<Held>>>,
+    left: Option<Vec<Vec<Whole>>>,
 }
 
 /// A reading is under way: what leaves meanwhile stays known until this goes.
@@ -63,12 +63,12 @@ impl Acks {
     }
 
     /// Hands over what is resolved; the receiver is told when Redis knows.
-    pub fn push(&self, held: Vec<Held>, sure: bool, trim: bool) -> oneshot::Receiver<()> {
+    pub fn push(&self, wholes: Vec<Whole>, trim: bool) -> oneshot::Receiver<()> {
         let (done, heard) = oneshot::channel();
         let mut jobs = self.lock();
         let id = jobs.next_id;
         jobs.next_id += 1;
-        jobs.waiting.push_back(Job { id, held, sure, trim, done: Some(done) });
+        jobs.waiting.push_back(Job { id, wholes, trim, done: Some(done) });
         drop(jobs);
         self.bell.notify_one();
         heard
@@ -81,21 +81,15 @@ impl Acks {
         Reading(self)
     }
 
-    /// These are resolved, and left the stream already.
-    pub fn left(&self, held: Vec<Held>) {
-        if !held.is_empty()
-            && let Some(left) = &mut self.lock().left
-        {
-            left.push(held);
-        }
-    }
-
-    /// Whether a seq waits here, or left while a reading was under way.
+    /// Whether the entry of a seq waits here, or left while a reading was under way.
     pub fn holds(&self, seq: Seq) -> bool {
-        let has = |held: &[Held]| held.binary_search_by_key(&seq, |held| held.seq).is_ok();
+        let has = |wholes: &[Whole]| {
+            let behind = wholes.partition_point(|whole| whole.first <= seq);
+            wholes.get(..behind).and_then(<[Whole]>::last).is_some_and(|whole| whole.has(seq))
+        };
         let jobs = self.lock();
         let mut left = jobs.left.iter().flatten();
-        jobs.waiting.iter().any(|job| has(&job.held)) || left.any(|held| has(held))
+        jobs.waiting.iter().any(|job| has(&job.wholes)) || left.any(|wholes| has(wholes))
     }
 
     /// Forgets what waits: after a loss Redis may have it again, and then it comes again.
@@ -105,7 +99,8 @@ impl Acks {
 
     /// How many events wait here.
     pub fn events(&self) -> u64 {
-        self.lock().waiting.iter().map(|job| job.held.len() as u64).sum()
+        let jobs = self.lock();
+        jobs.waiting.iter().flat_map(|job| &job.wholes).map(|whole| whole.load.events).sum()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -121,8 +116,7 @@ impl Acks {
     fn first(&self) -> Option<Job> {
         let jobs = self.lock();
         let job = jobs.waiting.front()?;
-        let held = job.held.clone();
-        Some(Job { id: job.id, held, sure: job.sure, trim: job.trim, done: None })
+        Some(Job { id: job.id, wholes: job.wholes.clone(), trim: job.trim, done: None })
     }
 
     /// Redis knows of that one.
@@ -130,7 +124,7 @@ impl Acks {
         let mut jobs = self.lock();
         let Some(job) = jobs.waiting.pop_front_if(|job| job.id == id) else { return };
         if let Some(left) = &mut jobs.left {
-            left.push(job.held);
+            left.push(job.wholes);
         }
         drop(jobs);
         if let Some(done) = job.done {
@@ -164,35 +158,28 @@ pub(super) async fn run(shared: Arc<Shared>) {
 }
 
 async fn acknowledge(shared: &Shared, link: &Link, job: &Job) -> Result<(), Broken> {
-    let held = &job.held;
-    if job.sure {
-        let call = together(shared, link, held, job.trim);
+    let wholes = &job.wholes;
+    if wholes.iter().all(|whole| whole.sure) {
+        let call = together(shared, link, wholes, job.trim);
         let (word, mut rest) = link.work.ask(&call).await?.word()?;
         if word == "partly" {
             let n = next(&mut rest)?.number()?;
-            let text =
-                format!("of {} events that were to be acknowledged the stream had {n}", held.len());
+            let of = wholes.len();
+            let text = format!("of {of} entries that were to be acknowledged the stream had {n}");
             // what was there is taken out: it must not be tried again as a whole
             shared.acks.finish(job.id);
             return Err(Broken::Odd(text));
         }
         check(&word, "acked")?;
     } else {
-        for some in held.chunks(AT_ONCE) {
-            let mut call = link.scripts.call(Script::AckEach, 2 + 3 * some.len(), 64 * some.len());
-            call.arg(&*link.run).arg(&shared.keys.group);
-            for Held { seq, channel, load } in some {
-                call.arg(seq.0).arg(channel.as_str()).arg(load.bytes);
-            }
-            let (word, _) = link.work.ask(&call).await?.word()?;
+        for some in wholes.chunks(AT_ONCE) {
+            let (word, _) = link.work.ask(&singly(shared, link, some)).await?.word()?;
             check(&word, "acked")?;
         }
     }
-    let mut tried = lock(&shared.tried);
-    if !tried.is_empty() {
-        for held in held {
-            tried.remove(&held.seq);
-        }
+    let over = tried(shared, wholes);
+    if !over.is_empty() {
+        lock(&shared.tried).retain(|seq| over.binary_search(seq).is_err());
     }
     Ok(())
 }
@@ -205,15 +192,20 @@ pub(super) fn check(word: &str, well: &str) -> Result<(), Broken> {
     Err(stranger(word).unwrap_or_else(|| Broken::odd(word)))
 }
 
-fn together(shared: &Shared, link: &Link, held: &[Held], trim: bool) -> Cmd {
-    let channels = by_channel(held);
-    let tried: Vec<Seq> = {
-        let tried = lock(&shared.tried);
-        held.iter().map(|held| held.seq).filter(|seq| tried.contains(seq)).collect()
-    };
-    let args = 5 + 3 * channels.len() + tried.len() + held.len();
+/// Those of their events that were refused before, in rising order.
+fn tried(shared: &Shared, wholes: &[Whole]) -> Vec<Seq> {
+    let tried = lock(&shared.tried);
+    if tried.is_empty() {
+        return Vec::new();
+    }
+    wholes.iter().flat_map(|whole| tried.range(whole.first..whole.end())).copied().collect()
+}
+
+fn together(shared: &Shared, link: &Link, wholes: &[Whole], trim: bool) -> Cmd {
+    let (channels, tried) = (by_channel(wholes), tried(shared, wholes));
+    let args = 5 + 3 * channels.len() + tried.len() + wholes.len();
     let mut call = link.scripts.call(Script::Ack, args, 20 * args);
-    let needed = if trim { lock(&shared.leases).first_unacked().0 } else { 0 };
+    let needed = if trim { lock(&shared.leases).oldest_entry().0 } else { 0 };
     call.arg(&*link.run).arg(&shared.keys.group).arg(needed);
     call.arg(channels.len());
     for (channel, load) in channels {
@@ -223,16 +215,30 @@ fn together(shared: &Shared, link: &Link, held: &[Held], trim: bool) -> Cmd {
     for seq in tried {
         call.arg(seq.0);
     }
-    for held in held {
-        call.arg(held.seq.0);
+    for whole in wholes {
+        call.arg(whole.first.0);
     }
     call
 }
 
-/// What events count, a channel each.
-pub(super) fn by_channel(held: &[Held]) -> Vec<(&ChannelName, Load)> {
+fn singly(shared: &Shared, link: &Link, wholes: &[Whole]) -> Cmd {
+    let tried = tried(shared, wholes);
+    let args = 3 + tried.len() + 4 * wholes.len();
+    let mut call = link.scripts.call(Script::AckEach, args, 20 * args);
+    call.arg(&*link.run).arg(&shared.keys.group).arg(tried.len());
+    for seq in tried {
+        call.arg(seq.0);
+    }
+    for Whole { first, channel, load, .. } in wholes {
+        call.arg(first.0).arg(channel.as_str()).arg(load.events).arg(load.bytes);
+    }
+    call
+}
+
+/// What entries count, a channel each.
+fn by_channel(wholes: &[Whole]) -> Vec<(&ChannelName, Load)> {
     let mut all: Vec<(&ChannelName, Load)> = Vec::new();
-    for Held { channel, load, .. } in held {
+    for Whole { channel, load, .. } in wholes {
         match all.iter_mut().find(|(known, _)| *known == channel) {
             Some((_, sum)) => *sum = sum.plus(*load),
             None => all.push((channel, *load)),
@@ -246,22 +252,24 @@ mod tests {
     use super::*;
     use crate::event::Name;
 
-    fn held(seqs: &[u64]) -> Vec<Held> {
-        let held = |seq: &u64| Held {
-            seq: Seq(*seq),
-            channel: Name::new(if seq.is_multiple_of(2) { "even" } else { "odd" }).unwrap(),
-            load: Load { events: 1, bytes: 100 },
+    /// An entry each: its first seq, and how many events it holds.
+    fn wholes(entries: &[(u64, u64)]) -> Vec<Whole> {
+        let whole = |(first, events): &(u64, u64)| Whole {
+            first: Seq(*first),
+            channel: Name::new(if first.is_multiple_of(2) { "even" } else { "odd" }).unwrap(),
+            load: Load { events: *events, bytes: 100 * events },
+            sure: true,
         };
-        seqs.iter().map(held).collect()
+        entries.iter().map(whole).collect()
     }
 
     #[test]
     fn what_is_resolved_waits_in_order_and_its_owners_are_told() {
         let acks = Acks::default();
-        let mut first = acks.push(held(&[1, 2]), true, true);
-        let mut second = acks.push(held(&[3]), true, true);
-        assert!(acks.holds(Seq(2)) && !acks.holds(Seq(4)));
-        assert_eq!(acks.events(), 3);
+        let mut first = acks.push(wholes(&[(1, 3), (5, 1)]), true);
+        let mut second = acks.push(wholes(&[(6, 1)]), true);
+        let held: Vec<u64> = (0..9).filter(|seq| acks.holds(Seq(*seq))).collect();
+        assert_eq!((held, acks.events()), (vec![1, 2, 3, 5, 6], 5));
         acks.finish(0);
         acks.finish(0);
         assert!(first.try_recv().is_ok() && second.try_recv().is_err());
@@ -273,26 +281,26 @@ mod tests {
     #[test]
     fn what_leaves_while_a_reading_is_under_way_is_known_until_it_is_looked_at() {
         let acks = Acks::default();
-        let _first = acks.push(held(&[1, 2]), true, true);
-        let _second = acks.push(held(&[4]), true, true);
-        acks.left(held(&[9]));
-        let reading = acks.reading();
+        let _first = acks.push(wholes(&[(1, 2)]), true);
+        let _second = acks.push(wholes(&[(4, 1)]), true);
+        let _third = acks.push(wholes(&[(7, 2)]), true);
         acks.finish(0);
-        acks.left(held(&[3]));
-        assert!([1, 2, 3, 4].into_iter().all(|seq| acks.holds(Seq(seq))));
-        assert!(!acks.holds(Seq(9)), "it left before the reading was sent");
-        assert_eq!(acks.events(), 1, "none of them waits any more");
-        drop(reading);
-        assert!(!acks.holds(Seq(2)) && !acks.holds(Seq(3)) && acks.holds(Seq(4)));
+        assert!(!acks.holds(Seq(1)), "it left before the reading was sent");
+        let reading = acks.reading();
         acks.finish(1);
-        assert!(acks.is_empty() && !acks.holds(Seq(4)));
+        assert!(acks.holds(Seq(4)) && acks.holds(Seq(8)));
+        assert_eq!(acks.events(), 2, "the first of them waits no more");
+        drop(reading);
+        assert!(!acks.holds(Seq(4)) && acks.holds(Seq(8)));
+        acks.finish(2);
+        assert!(acks.is_empty() && !acks.holds(Seq(8)));
     }
 
     #[test]
     fn events_are_counted_by_channel() {
-        let held = held(&[1, 2, 3]);
+        let wholes = wholes(&[(1, 2), (4, 1), (5, 3)]);
         let counted: Vec<(&str, u64)> =
-            by_channel(&held).into_iter().map(|(c, load)| (c.as_str(), load.bytes)).collect();
-        assert_eq!(counted, [("odd", 200), ("even", 100)]);
+            by_channel(&wholes).into_iter().map(|(c, load)| (c.as_str(), load.events)).collect();
+        assert_eq!(counted, [("odd", 5), ("even", 1)]);
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use redis::{Cmd, RedisWrite};
 
 use super::connection::{Broken, Reply, next};
-use super::entry::{EntryId, OVERHEAD};
+use super::entry::{EntryId, OVERHEAD, bytes_of};
 use super::inbox::{Group, Pending};
 use super::scripts::Script;
 use super::shared::{Link, Shared, Stage, lock, stranger};
@@ -412,19 +412,22 @@ fn synced(
 
 fn append(link: &Link, group: &Group, last: Seq) -> Cmd {
     let channels = group.channels();
-    let payloads = || group.requests.iter().flat_map(|r| &r.payloads);
-    let bytes: usize = payloads().map(|p| p.len() + 16).sum();
-    let longest = payloads().map(bytes::Bytes::len).max().unwrap_or(0);
-    let args = 6 + 3 * channels.len() + 2 * group.requests.len() + payloads().count();
-    let mut call = link.scripts.call(Script::Append, args, bytes + 128 * group.requests.len());
+    let (mut args, mut bytes, mut longest) = (6 + 3 * channels.len(), 0_usize, 0_u64);
+    for (header, payloads) in group.entries() {
+        let own = bytes_of(payloads);
+        longest = longest.max(own);
+        args += 2 + payloads.len();
+        bytes += usize::try_from(own).unwrap_or(0) + header.len() + 16 * (2 + payloads.len());
+    }
+    let mut call = link.scripts.call(Script::Append, args, bytes + 128 * channels.len());
     call.arg(&*link.run).arg(last.0).arg(group.first.0).arg(group.last.0).arg(longest);
     call.arg(channels.len());
     for (channel, load) in channels {
         call.arg(channel.as_str()).arg(load.events).arg(load.bytes);
     }
-    for request in &group.requests {
-        call.arg(&request.header).arg(request.payloads.len());
-        for payload in &request.payloads {
+    for (header, payloads) in group.entries() {
+        call.arg(header).arg(payloads.len());
+        for payload in payloads {
             call.write_arg(payload);
         }
     }

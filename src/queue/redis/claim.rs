@@ -34,7 +34,9 @@ pub(super) struct Claimed {
     pub last: Seq,
     /// Events of ours, as they are counted.
     pub total: u64,
-    /// The longest payload.
+    /// The entries that hold them.
+    pub entries: u64,
+    /// Bytes of payload of the longest entry.
     pub biggest: u64,
     /// Entries of other programs that were moved away.
     pub foreign: u64,
@@ -97,6 +99,7 @@ fn claimed(rest: &mut std::vec::IntoIter<Reply>) -> Result<Claimed, Broken> {
         match (field.as_str(), field.split_once(':')) {
             ("last", _) => claimed.last = Seq(n),
             ("total", _) => claimed.total = n,
+            ("entries", _) => claimed.entries = n,
             ("biggest", _) => claimed.biggest = n,
             ("foreign", _) => claimed.foreign = n,
             (_, Some(("n", channel))) => {

@@ -1,5 +1,6 @@
-//! Dead letters: events that the storage refuses are counted, and moved out of the stream once they
-//! were refused often enough. One script does it: the letter is there and the event is gone, or neither.
+//! Dead letters: events that the storage refuses are counted, and kept once they were refused often
+//! enough. Their entries are acknowledged as any other: until then, and after a crash, an event that has a
+//! letter is known by it.
 //!
 //! Does not know why storage refuses an event.
 
@@ -7,7 +8,7 @@ use redis::RedisWrite;
 
 use super::acks::check;
 use super::connection::{Broken, next};
-use super::entry::{header_of, load_of};
+use super::entry::{MAX_EVENTS, header_of};
 use super::scripts::Script;
 use super::shared::{Link, Shared, lock};
 use crate::event::{Event, Seq};
@@ -81,12 +82,10 @@ impl Shared {
         letters: &[(Event, DeadReason)],
     ) -> Result<Kept, Broken> {
         let bytes: usize = letters.iter().map(|(event, _)| event.payload.len() + 256).sum();
-        let mut call = link.scripts.call(Script::Dead, 4 + 7 * letters.len(), bytes);
-        call.arg(&*link.run).arg(&self.keys.group).arg(self.enough());
-        call.arg(self.options.dead_letter_max_bytes);
+        let mut call = link.scripts.call(Script::Dead, 3 + 5 * letters.len(), bytes);
+        call.arg(&*link.run).arg(self.enough()).arg(self.options.dead_letter_max_bytes);
         for (event, why) in letters {
-            call.arg(event.seq.0).arg(event.channel.as_str()).arg(load_of(event).bytes);
-            call.arg(&why.code);
+            call.arg(event.seq.0).arg(&why.code);
             call.write_arg(head_of(&why.text, MAX_TEXT).as_bytes());
             call.arg(header_of(event.mode, event.received_at, &event.channel));
             call.write_arg(&event.payload);
@@ -115,8 +114,8 @@ impl Shared {
     async fn purge(&self, link: &Link) -> Result<(), Broken> {
         let mut cursor = "0".to_owned();
         loop {
-            let mut call = link.scripts.call(Script::Purge, 2, 64);
-            call.arg(&*link.run).arg(&cursor);
+            let mut call = link.scripts.call(Script::Purge, 3, 64);
+            call.arg(&*link.run).arg(&cursor).arg(MAX_EVENTS);
             let (word, mut rest) = link.work.ask(&call).await?.word()?;
             check(&word, "purged")?;
             cursor = next(&mut rest)?.text()?;

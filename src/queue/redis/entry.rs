@@ -1,4 +1,4 @@
-//! Entries of the stream: their ids and their two fields, bytes to meaning and back. Pure.
+//! Entries of the stream: their ids and their fields, bytes to meaning and back. Pure.
 //!
 //! Does not know a connection. The form stands in the parent.
 
@@ -16,6 +16,12 @@ use crate::queue::file::record::cost;
 const FORM: &str = "1";
 /// Bytes that are counted beside a payload.
 pub(super) const OVERHEAD: u64 = 80;
+/// The most events of an entry: a script passes only so many words to a command, and what is read at
+/// once is counted in entries.
+pub(super) const MAX_EVENTS: usize = 256;
+/// The most bytes of payload of an entry that holds more than one event: how many entries are read at
+/// once goes by the longest one.
+const MAX_BYTES: usize = 64 << 10;
 
 /// An entry's id.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,8 +31,14 @@ pub(super) struct EntryId {
 }
 
 impl EntryId {
+    /// Of the entry that begins with that event.
     pub const fn of(seq: Seq) -> Self {
         Self { first: seq.0, second: 0 }
+    }
+
+    /// The last one below that of such an entry.
+    pub const fn before(seq: Seq) -> Self {
+        Self { first: seq.0.saturating_sub(1), second: u64::MAX }
     }
 
     pub fn read(text: &str) -> Option<Self> {
@@ -34,7 +46,7 @@ impl EntryId {
         Some(Self { first: first.parse().ok()?, second: second.parse().ok()? })
     }
 
-    /// The seq that an entry of ours with this id has.
+    /// The seq of the first event of an entry of ours with this id.
     pub fn seq(self) -> Option<Seq> {
         (self.second == 0 && self.first > 0 && self.first <= MAX_SEQ).then_some(Seq(self.first))
     }
@@ -51,13 +63,33 @@ pub(super) fn header(batch: &Batch) -> String {
     header_of(batch.mode, batch.received_at, &batch.channel)
 }
 
-/// The header of an event's entry.
+/// The header of an event's entry, and of its dead letter.
 pub(super) fn header_of(mode: ModeTag, at: Micros, channel: &ChannelName) -> String {
     let mode = match mode {
         ModeTag::Raw => 'r',
         ModeTag::Structured => 's',
     };
     format!("{FORM} {mode} {} {channel}", at.0)
+}
+
+/// The length of all of them together.
+pub(super) fn bytes_of(payloads: &[Bytes]) -> u64 {
+    payloads.iter().map(|payload| payload.len() as u64).sum()
+}
+
+/// The payloads of the entries that a request makes, in order: the same ones however often it is sent.
+pub(super) fn cut(mut rest: &[Bytes]) -> impl Iterator<Item = &[Bytes]> {
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |payload: &&Bytes| {
+            bytes += payload.len();
+            bytes <= MAX_BYTES
+        };
+        let n = rest.iter().take(MAX_EVENTS).take_while(fits).count().max(1);
+        let (entry, behind) = rest.split_at_checked(n)?;
+        rest = behind;
+        Some(entry)
+    })
 }
 
 /// What a header says.
@@ -102,7 +134,8 @@ impl Names {
 /// An entry as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Entry {
-    Ours(Event),
+    /// At least one event, all of one request.
+    Ours(Vec<Event>),
     /// Another program's.
     Foreign(EntryId),
     /// Deleted, though it was pending.
@@ -112,25 +145,35 @@ pub(super) enum Entry {
 impl Entry {
     pub fn id(&self) -> EntryId {
         match self {
-            Self::Ours(event) => EntryId::of(event.seq),
+            Self::Ours(events) => events.first().map(|e| EntryId::of(e.seq)).unwrap_or_default(),
             Self::Foreign(id) | Self::Gone(id) => *id,
+        }
+    }
+
+    /// How many events of ours it holds.
+    pub fn events(&self) -> u64 {
+        if let Self::Ours(events) = self { events.len() as u64 } else { 0 }
+    }
+
+    /// The seq of its last event. Of one that is gone nobody knows how many it had: that of its first.
+    pub fn through(&self) -> Seq {
+        match self {
+            Self::Ours(events) => events.last().map(|e| e.seq).unwrap_or_default(),
+            Self::Foreign(id) | Self::Gone(id) => Seq(id.first),
         }
     }
 }
 
-/// The entries of one stream in an answer of `XREADGROUP`.
-pub(super) fn of_group(reply: Reply, names: &mut Names) -> Result<Vec<Entry>, Broken> {
-    let Some(stream) = reply.list()?.into_iter().next() else { return Ok(Vec::new()) };
-    let mut parts = stream.list()?.into_iter();
-    let entries = parts.nth(1).ok_or_else(|| Broken::odd("a stream without entries"))?;
-    entries.list()?.into_iter().map(|entry| read(entry, names)).collect()
+/// The entries that a reading answers.
+pub(super) fn of_list(reply: Reply, names: &mut Names) -> Result<Vec<Entry>, Broken> {
+    reply.list()?.into_iter().map(|entry| read(entry, names)).collect()
 }
 
 fn read(entry: Reply, names: &mut Names) -> Result<Entry, Broken> {
     let (id, fields) = parts(entry)?;
     let Some(fields) = fields else { return Ok(Entry::Gone(id)) };
-    let event = id.seq().and_then(|seq| event(seq, &fields, names));
-    Ok(event.map_or(Entry::Foreign(id), Entry::Ours))
+    let events = id.seq().and_then(|seq| events(seq, fields, names));
+    Ok(events.map_or(Entry::Foreign(id), Entry::Ours))
 }
 
 /// An entry's id and its fields, flat; `None` where it was deleted.
@@ -148,13 +191,26 @@ pub(super) fn parts(entry: Reply) -> Result<(EntryId, Option<Vec<Bytes>>), Broke
     }
 }
 
-fn event(seq: Seq, fields: &[Bytes], names: &mut Names) -> Option<Event> {
-    let [h, head, p, payload] = fields else { return None };
-    if **h != *b"h" || **p != *b"p" {
+/// The events of an entry that begins with `seq`; `None` where it is none of ours.
+fn events(mut seq: Seq, fields: Vec<Bytes>, names: &mut Names) -> Option<Vec<Event>> {
+    if fields.len() < 4 || !fields.len().is_multiple_of(2) {
         return None;
     }
-    let Head { mode, received_at, channel } = names.head(head)?;
-    Some(Event { seq, channel, mode, received_at, payload: payload.clone() })
+    let mut events = Vec::with_capacity(fields.len() / 2 - 1);
+    let mut fields = fields.into_iter();
+    let (h, head) = (fields.next()?, fields.next()?);
+    if *h != *b"h" {
+        return None;
+    }
+    let Head { mode, received_at, channel } = names.head(&head)?;
+    while let (Some(p), Some(payload)) = (fields.next(), fields.next()) {
+        if *p != *b"p" || seq.0 > MAX_SEQ {
+            return None;
+        }
+        events.push(Event { seq, channel: channel.clone(), mode, received_at, payload });
+        seq = seq.next();
+    }
+    Some(events)
 }
 
 /// What an event counts.
@@ -200,23 +256,50 @@ mod tests {
     }
 
     #[test]
-    fn only_two_fields_of_ours_in_their_order_make_an_event() {
-        let field = |text: &'static str| Bytes::from_static(text.as_bytes());
+    fn a_header_and_payloads_in_their_order_make_events_and_nothing_else_does() {
         let mut names = Names::default();
-        let good = ["h", "1 r 7 a", "p", "{}"].map(field);
-        let event = super::event(Seq(3), &good, &mut names).unwrap();
+        let mut read = |seq, fields: &[&'static str]| {
+            let fields = fields.iter().map(|text| Bytes::from_static(text.as_bytes()));
+            events(Seq(seq), fields.collect(), &mut names)
+        };
+        let one = read(3, &["h", "1 r 7 a", "p", "{}"]).unwrap();
+        let event = &one[0];
         assert_eq!(
             (event.seq, event.received_at, &event.payload[..]),
             (Seq(3), Micros(7), &b"{}"[..])
         );
+        let three = read(3, &["h", "1 s 7 a", "p", "1", "p", "", "p", "3"]).unwrap();
+        let found: Vec<(u64, &[u8])> = three.iter().map(|e| (e.seq.0, &e.payload[..])).collect();
+        assert_eq!(found, [(3, &b"1"[..]), (4, &b""[..]), (5, &b"3"[..])]);
+        let entry = Entry::Ours(three);
+        assert_eq!((entry.id(), entry.through()), (EntryId::of(Seq(3)), Seq(5)));
         for bad in [
-            vec!["p", "{}", "h", "1 r 7 a"],
-            vec!["h", "1 r 7 a"],
-            vec!["h", "1 r 7 a", "p", "{}", "x", "y"],
-            vec!["payload", "{}"],
+            &["p", "{}", "h", "1 r 7 a"][..],
+            &["h", "1 r 7 a"],
+            &["h", "1 r 7 a", "p"],
+            &["h", "1 r 7 a", "p", "{}", "x", "y"],
+            &["h", "1 r 7 a", "x", "y", "p", "{}"],
+            &["payload", "{}"],
+            &[],
         ] {
-            let bad: Vec<Bytes> = bad.into_iter().map(field).collect();
-            assert_eq!(super::event(Seq(3), &bad, &mut names), None, "{bad:?}");
+            assert_eq!(read(3, bad), None, "{bad:?}");
         }
+        let two = ["h", "1 r 7 a", "p", "{}", "p", "{}"];
+        assert!(read(MAX_SEQ - 1, &two).is_some() && read(MAX_SEQ, &two).is_none());
+    }
+
+    #[test]
+    fn a_request_is_cut_into_entries_of_so_many_events_and_bytes() {
+        let cuts = |payloads: &[usize]| -> Vec<usize> {
+            let payloads: Vec<Bytes> =
+                payloads.iter().map(|bytes| Bytes::from(vec![b' '; *bytes])).collect();
+            cut(&payloads).map(<[Bytes]>::len).collect()
+        };
+        assert_eq!(cuts(&[]), Vec::<usize>::new());
+        assert_eq!(cuts(&[2]), [1]);
+        assert_eq!(cuts(&[2; 256]), [256]);
+        assert_eq!(cuts(&[2; 600]), [256, 256, 88]);
+        let half = MAX_BYTES / 2;
+        assert_eq!(cuts(&[half, half, 1, 3 * half, 1, half]), [2, 1, 1, 2]);
     }
 }

@@ -219,7 +219,7 @@ impl Queue for RedisQueue {
             let mut leases = lock(&self.shared.leases);
             let done = leases.done(&lease.from, lease.id);
             debug_assert!(done.is_some(), "a lease is acked once");
-            let Some((mut held, sure)) = done else { return };
+            let Some(held) = done else { return };
             let outcome = |held: &Held| {
                 if is_dead(held) { Outcome::DeadLettered } else { Outcome::Stored }
             };
@@ -233,10 +233,10 @@ impl Queue for RedisQueue {
                     marks.parked_to(channel, oldest.unwrap_or_default());
                 }
             });
-            // those left the stream with their letters
-            self.shared.acks.left(held.extract_if(.., |held| is_dead(held)).collect());
+            // an entry of which others still hold events waits for them
+            let wholes = leases.resolve(&held);
             let from_main = lease.from == Source::Main;
-            (!held.is_empty()).then(|| self.shared.acks.push(held, sure, from_main))
+            (!wholes.is_empty()).then(|| self.shared.acks.push(wholes, from_main))
         };
         if let Some(heard) = heard {
             // without an answer the next start may deliver them again, under the same seqs

@@ -99,6 +99,13 @@ impl Group {
         Self { first, last: Seq(next - 1), requests, redrives, due }
     }
 
+    /// The entries that it makes, in order: header and payloads of each.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &[Bytes])> {
+        self.requests.iter().flat_map(|request| {
+            entry::cut(&request.payloads).map(move |some| (request.header.as_str(), some))
+        })
+    }
+
     /// Answers whoever still waits.
     pub fn answer(&mut self, with: &Result<(), AppendError>) {
         for request in &mut self.requests {

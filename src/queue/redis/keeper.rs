@@ -12,7 +12,7 @@ use super::claim::{self, Claim, Claimed};
 use super::connection::{Broken, Wire, next};
 use super::durability::{self, Server};
 use super::entry::Names;
-use super::loss::{self, Loads};
+use super::loss::{self, Counted};
 use super::scripts::{Script, Scripts};
 use super::shared::{Contact, Link, Shared, Stage, lock};
 use crate::event::{ChannelName, Seq};
@@ -151,7 +151,7 @@ impl Keeper {
             loss::while_up(&shared, &link, &claimed).await?;
             link.last = shared.confirmed().max(claimed.last);
         } else {
-            let found = loss::look_at_start(&link, &claimed).await?;
+            let found = loss::look_at_start(&shared, &link, &claimed).await?;
             self.begin(&claimed, &link, parked, found.as_ref()).await;
             link.last = loss::at_start(&shared, &link, &claimed, found).await?;
         }
@@ -173,7 +173,7 @@ impl Keeper {
         claimed: &Claimed,
         link: &Link,
         parked: Vec<ChannelName>,
-        found: Option<&Loads>,
+        found: Option<&Counted>,
     ) {
         self.met = true;
         let shared = &self.shared;
@@ -228,7 +228,7 @@ impl Keeper {
             if let Some(warning) = server.warning(wait_aof) {
                 tracing::warn!("{warning}");
             }
-            let strangers = claimed.len.saturating_sub(claimed.total);
+            let strangers = claimed.len.saturating_sub(claimed.entries);
             if strangers > 0 {
                 tracing::error!(
                     entries = strangers,
@@ -242,8 +242,9 @@ impl Keeper {
         let mut view = lock(&self.shared.view);
         (view.server, view.doubts) = (server.facts(wait_aof), doubts);
         view.biggest = view.biggest.max(claimed.biggest);
+        view.an_entry = view.an_entry.max(claimed.total / claimed.entries.max(1));
         view.foreign = claimed.foreign;
-        view.strangers = claimed.len > claimed.total;
+        view.strangers = claimed.len > claimed.entries;
     }
 
     /// Looks after the link until it is of no more use: why, or `None` where the queue is over.
@@ -290,18 +291,18 @@ impl Keeper {
         let (word, mut rest) = link.work.ask(&call).await?.word()?;
         check(&word, "here")?;
         let last = Seq(next(&mut rest)?.number()?);
-        let (total, len) = (next(&mut rest)?.number()?, next(&mut rest)?.number()?);
+        let (entries, len) = (next(&mut rest)?.number()?, next(&mut rest)?.number()?);
         let (foreign, head) = (next(&mut rest)?.number()?, next(&mut rest)?.bytes()?);
         let there = next(&mut rest)?.number()?;
-        if last < known || len < total || there == 0 {
+        if last < known || len < entries || there == 0 {
             return Err(Broken::Odd(format!(
-                "the stream ends at seq {last} with {len} entries, where {known} and {total} are due"
+                "the stream ends at seq {last} with {len} entries, where {known} and {entries} are due"
             )));
         }
         let oldest = self.names.head(&head).map(|head| head.received_at);
         {
             let mut view = lock(&shared.view);
-            (view.oldest, view.foreign, view.strangers) = (oldest, foreign, len > total);
+            (view.oldest, view.foreign, view.strangers) = (oldest, foreign, len > entries);
         }
         if gather {
             claim::gather(&shared, link, &mut self.reread).await?;
@@ -324,11 +325,11 @@ impl Keeper {
 
 /// The channels that may have unresolved events: those that are counted and those that were found, and
 /// any, where more stands there than is counted, or less.
-fn backlog(claimed: &Claimed, found: Option<&Loads>) -> Vec<Option<ChannelName>> {
+fn backlog(claimed: &Claimed, found: Option<&Counted>) -> Vec<Option<ChannelName>> {
     let counted = claimed.channels.iter().map(|(channel, _)| channel);
-    let found = found.into_iter().flat_map(Loads::keys);
+    let found = found.into_iter().flat_map(|found| found.loads.keys());
     let named = counted.chain(found).cloned().map(Some);
-    let unnamed = (claimed.len != claimed.total).then_some(None);
+    let unnamed = (claimed.len != claimed.entries).then_some(None);
     named.chain(unnamed).collect()
 }
 

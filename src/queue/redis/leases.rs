@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::entry::{EntryId, load_of};
+use super::standing::{Standing, Whole};
 use crate::event::{ChannelName, Event, Micros, Seq};
 use crate::queue::accounts::Load;
 use crate::queue::{Parked, Source};
@@ -31,7 +32,6 @@ struct Out {
     /// In rising order.
     held: Vec<Held>,
     oldest: Micros,
-    era: u64,
     done: bool,
 }
 
@@ -59,11 +59,31 @@ impl Line {
     }
 }
 
+/// How far what is pending with a consumer was handed out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Cursor {
+    /// Up to this entry all of them were, to their last events.
+    pub entry: EntryId,
+    /// Up to here every event was: of the entry behind that one, too.
+    pub through: Seq,
+}
+
+impl Cursor {
+    /// Right below an event of the entry that begins with `first`.
+    fn below(seq: Seq, first: Seq) -> Self {
+        Self { entry: EntryId::before(first), through: Seq(seq.0.saturating_sub(1)) }
+    }
+
+    /// The lower one, in both respects.
+    fn lower(self, other: Self) -> Self {
+        Self { entry: self.entry.min(other.entry), through: self.through.min(other.through) }
+    }
+}
+
 /// A channel that is set aside.
 pub(super) struct Aside {
     line: Line,
-    /// Everything up to it was handed out.
-    pub cursor: EntryId,
+    pub cursor: Cursor,
     /// Nothing that went aside of it below is still needed.
     oldest: Seq,
     pub why: String,
@@ -82,7 +102,7 @@ impl Aside {
     fn resolved_below(&self) -> Seq {
         let held = self.line.under_way().filter_map(|out| out.held.first());
         let kept = self.extra.keys().next().copied();
-        let unread = Seq(self.cursor.first.saturating_add(1));
+        let unread = Seq(self.cursor.through.0.saturating_add(1));
         held.map(|held| held.seq).chain(kept).fold(unread, Seq::min)
     }
 }
@@ -91,14 +111,19 @@ impl Aside {
 pub(super) struct Leases {
     main: Line,
     parked: BTreeMap<ChannelName, Aside>,
+    /// What was read of the stream, entry by entry.
+    standing: Standing,
     next_id: u64,
-    /// Raised by a loss: what was leased before it may stand in Redis no more.
-    era: u64,
 }
 
 impl Leases {
     pub fn new() -> Self {
-        Self { main: Line::default(), parked: BTreeMap::new(), next_id: 1, era: 0 }
+        Self {
+            main: Line::default(),
+            parked: BTreeMap::new(),
+            standing: Standing::default(),
+            next_id: 1,
+        }
     }
 
     /// Everything up to it is resolved: nothing below stands in the stream.
@@ -106,17 +131,50 @@ impl Leases {
         self.main.released = self.main.released.max(released);
     }
 
-    /// Redis has lost something: of what it still has, all but what is in hand comes again.
-    pub fn new_era(&mut self) {
-        self.era += 1;
+    /// An entry was read, some of whose events are to be handed out.
+    pub fn read(&mut self, whole: Whole) {
+        self.standing.read(whole);
+    }
+
+    /// These are resolved: the entries that may leave the stream, since all of their events are.
+    pub fn resolve(&mut self, held: &[Held]) -> Vec<Whole> {
+        self.standing.resolve(held)
+    }
+
+    /// The first seqs of the entries that hold these events.
+    pub fn firsts<'a>(&self, events: impl Iterator<Item = &'a Event>) -> BTreeSet<Seq> {
+        events.map(|event| self.standing.first_of(event.seq)).collect()
+    }
+
+    /// What was read, entry by entry in order, and what of each is resolved.
+    pub fn standing(&self) -> Vec<(Whole, Load)> {
+        self.standing.all()
+    }
+
+    /// How many resolved events stand in the stream beside others of their entries.
+    pub fn resolved_events(&self) -> u64 {
+        self.standing.resolved_events()
+    }
+
+    /// No entry that begins below it is needed any more.
+    pub fn oldest_entry(&self) -> Seq {
+        let first = self.first_unacked();
+        self.standing.oldest().map_or(first, |oldest| oldest.min(first))
+    }
+
+    /// Redis has lost something: of the entries that it still has (`there`, by their first seqs), all
+    /// but what is in hand (`held`) comes again.
+    pub fn reckoned(&mut self, held: &BTreeSet<Seq>, there: &BTreeSet<Seq>) {
         for aside in self.parked.values_mut() {
-            aside.cursor = EntryId::default();
+            aside.cursor = Cursor::default();
+            aside.oldest = self.standing.first_of(aside.oldest);
         }
+        self.standing.reckoned(held, there);
     }
 
     /// Hands events out; the lease's number.
     pub fn lease(&mut self, from: &Source, events: &[Event]) -> u64 {
-        let (id, era) = (self.next_id, self.era);
+        let id = self.next_id;
         self.next_id += 1;
         let line = match from {
             Source::Main => Some(&mut self.main),
@@ -125,28 +183,27 @@ impl Leases {
         if let (Some(line), Some(last)) = (line, events.last()) {
             let held = events.iter().map(Held::of).collect();
             let oldest = events.iter().map(|e| e.received_at).min().unwrap_or_default();
-            line.outs.push_back(Out { id, last: last.seq, held, oldest, era, done: false });
+            line.outs.push_back(Out { id, last: last.seq, held, oldest, done: false });
         }
         id
     }
 
-    /// Ends a lease: what it still held, and whether it was handed out since the last loss. `None`
-    /// where it is not known.
-    pub fn done(&mut self, from: &Source, id: u64) -> Option<(Vec<Held>, bool)> {
+    /// Ends a lease: what it still held. `None` where it is not known.
+    pub fn done(&mut self, from: &Source, id: u64) -> Option<Vec<Held>> {
         let line = match from {
             Source::Main => &mut self.main,
             Source::Parked(channel) => &mut self.parked.get_mut(channel)?.line,
         };
         let out = line.outs.iter_mut().find(|out| out.id == id && !out.done)?;
         out.done = true;
-        let (held, sure) = (std::mem::take(&mut out.held), out.era == self.era);
+        let held = std::mem::take(&mut out.held);
         line.advance();
         if let Source::Parked(channel) = from
             && let Some(aside) = self.parked.get_mut(channel)
         {
             aside.oldest = aside.oldest.max(aside.resolved_below());
         }
-        Some((held, sure))
+        Some(held)
     }
 
     /// These events left a lease of the stream: they are set aside.
@@ -164,7 +221,7 @@ impl Leases {
         }
         let aside = Aside {
             line: Line::default(),
-            cursor: EntryId::default(),
+            cursor: Cursor::default(),
             oldest: Seq(u64::MAX),
             why: why.to_owned(),
             extra: BTreeMap::new(),
@@ -177,9 +234,18 @@ impl Leases {
     pub fn follows(&mut self, channel: &ChannelName, seqs: impl Iterator<Item = Seq>) {
         if let (Some(aside), Some(lowest)) = (self.parked.get_mut(channel), seqs.min()) {
             aside.oldest = aside.oldest.min(lowest);
-            let before = EntryId { first: lowest.0.saturating_sub(1), second: u64::MAX };
-            aside.cursor = aside.cursor.min(before);
+            let below = Cursor::below(lowest, self.standing.first_of(lowest));
+            aside.cursor = aside.cursor.lower(below);
         }
+    }
+
+    /// Events of it went to its consumer, in rising order; those whose entries are not among `there`,
+    /// by their first seqs, are in hand only.
+    pub fn went_aside(&mut self, channel: &ChannelName, events: Vec<Event>, there: &BTreeSet<Seq>) {
+        let stands = |event: &Event| there.contains(&self.standing.first_of(event.seq));
+        let (went, lost): (Vec<Event>, Vec<Event>) = events.into_iter().partition(stands);
+        self.standing.went_aside(&went);
+        self.keep(channel, lost);
     }
 
     /// Events of it that are in hand only.
@@ -243,10 +309,10 @@ impl Leases {
         self.parked.get(channel).is_some_and(idle) && !self.main_holds(channel)
     }
 
-    /// Whether a seq is in somebody's hands.
+    /// Whether a seq is in somebody's hands, or resolved before others of its entry.
     pub fn holds(&self, seq: Seq) -> bool {
         let aside = |aside: &Aside| aside.line.holds(seq) || aside.extra.contains_key(&seq);
-        self.main.holds(seq) || self.parked.values().any(aside)
+        self.standing.is_resolved(seq) || self.main.holds(seq) || self.parked.values().any(aside)
     }
 
     /// Everything that is in somebody's hands.
@@ -294,6 +360,11 @@ mod tests {
         seqs.into_iter().map(event).collect()
     }
 
+    /// Everything up to there was handed out, and it is an entry of its own.
+    fn at(seq: u64) -> Cursor {
+        Cursor { entry: EntryId::of(Seq(seq)), through: Seq(seq) }
+    }
+
     #[test]
     fn a_later_lease_that_ends_first_releases_nothing() {
         let mut leases = Leases::new();
@@ -303,8 +374,7 @@ mod tests {
         assert!(leases.holds(Seq(11)) && !leases.holds(Seq(14)));
         assert!(leases.done(&Source::Main, b).is_some());
         assert_eq!((leases.first_unacked(), leases.oldest()), (Seq(10), Some(Micros(10))));
-        let (held, sure) = leases.done(&Source::Main, a).unwrap();
-        assert_eq!((held.len(), sure), (2, true));
+        assert_eq!(leases.done(&Source::Main, a).unwrap().len(), 2);
         assert_eq!((leases.first_unacked(), leases.oldest()), (Seq(14), None));
         assert!(leases.done(&Source::Main, a).is_none(), "a lease ends once");
     }
@@ -320,14 +390,14 @@ mod tests {
         assert!(leases.main_holds(&a) && !leases.is_idle(&a));
         leases.moved(id, &[Seq(1), Seq(3)].into());
         leases.follows(&a, [Seq(3), Seq(1)].into_iter());
-        let (held, _) = leases.done(&Source::Main, id).unwrap();
+        let held = leases.done(&Source::Main, id).unwrap();
         assert_eq!(held.iter().map(|h| h.seq).collect::<Vec<_>>(), [Seq(2)]);
         assert_eq!(leases.first_unacked(), Seq(1), "it holds the place of its oldest");
         assert!(leases.is_idle(&a));
 
         let from = Source::Parked(a.clone());
         let id = leases.lease(&from, &events("a", [1, 3]));
-        leases.aside_mut(&a).unwrap().cursor = EntryId::of(Seq(3));
+        leases.aside_mut(&a).unwrap().cursor = at(3);
         assert!(!leases.is_idle(&a) && leases.holds(Seq(3)));
         leases.done(&from, id).unwrap();
         assert_eq!(leases.first_unacked(), Seq(4));
@@ -343,30 +413,58 @@ mod tests {
         leases.follows(&a, [Seq(5), Seq(6), Seq(7)].into_iter());
         let first = leases.lease(&from, &events("a", [5]));
         let second = leases.lease(&from, &events("a", [6, 7]));
-        leases.aside_mut(&a).unwrap().cursor = EntryId::of(Seq(7));
+        leases.aside_mut(&a).unwrap().cursor = at(7);
         leases.done(&from, second).unwrap();
         let oldest = |leases: &Leases| leases.aside(&a).and_then(Aside::oldest);
         assert_eq!(oldest(&leases), Some(Seq(5)), "it is in hand");
         leases.follows(&a, [Seq(6)].into_iter());
-        assert!(leases.aside(&a).unwrap().cursor < EntryId::of(Seq(6)), "it is read again");
+        assert!(leases.aside(&a).unwrap().cursor.entry < EntryId::of(Seq(6)), "it is read again");
         leases.done(&from, first).unwrap();
         assert_eq!(oldest(&leases), Some(Seq(6)));
         leases.keep(&a, events("a", [6]));
-        leases.aside_mut(&a).unwrap().cursor = EntryId::of(Seq(9));
+        leases.aside_mut(&a).unwrap().cursor = at(9);
         let last = leases.lease(&from, &events("a", [9]));
         leases.done(&from, last).unwrap();
         assert_eq!(oldest(&leases), Some(Seq(6)), "only this process has it");
     }
 
     #[test]
-    fn a_lease_from_before_a_loss_is_told_from_those_after_it() {
+    fn an_entry_that_leases_share_is_known_until_the_last_of_it_is_resolved() {
         let mut leases = Leases::new();
-        let before = leases.lease(&Source::Main, &events("a", [1]));
-        leases.new_era();
-        let after = leases.lease(&Source::Main, &events("a", [2]));
-        assert_eq!(leases.all_held().len(), 2);
-        assert_eq!(leases.done(&Source::Main, after).map(|(_, sure)| sure), Some(true));
-        assert_eq!(leases.done(&Source::Main, before).map(|(_, sure)| sure), Some(false));
+        leases.begin(Seq(9));
+        let entry = events("a", 10..14);
+        leases.read(Whole::of(&entry).unwrap());
+        let one = leases.lease(&Source::Main, &entry[..3]);
+        let two = leases.lease(&Source::Main, &entry[3..]);
+        let held = leases.done(&Source::Main, one).unwrap();
+        assert!(leases.resolve(&held).is_empty());
+        assert_eq!((leases.first_unacked(), leases.oldest_entry()), (Seq(13), Seq(10)));
+        assert!(leases.holds(Seq(10)), "it is not handed out once more");
+        assert_eq!((leases.all_held().len(), leases.resolved_events()), (1, 3));
+        let held = leases.done(&Source::Main, two).unwrap();
+        let whole = leases.resolve(&held);
+        assert_eq!(whole, [Whole::of(&entry).unwrap()]);
+        assert_eq!(leases.oldest_entry(), Seq(14));
+    }
+
+    #[test]
+    fn a_part_of_an_entry_that_goes_aside_is_read_again_from_the_beginning_of_the_entry() {
+        let (mut leases, a) = (Leases::new(), Name::new("a").unwrap());
+        leases.begin(Seq(9));
+        let entry = events("a", 10..14);
+        leases.read(Whole::of(&entry).unwrap());
+        let id = leases.lease(&Source::Main, &entry);
+        leases.park(&a, "why");
+        leases.aside_mut(&a).unwrap().cursor = at(20);
+        leases.follows(&a, [Seq(12), Seq(13)].into_iter());
+        let below = Cursor { entry: EntryId::before(Seq(10)), through: Seq(11) };
+        assert_eq!(leases.aside(&a).unwrap().cursor, below);
+        leases.went_aside(&a, entry[2..].to_vec(), &[Seq(10)].into());
+        leases.moved(id, &[Seq(12), Seq(13)].into());
+        let held = leases.done(&Source::Main, id).unwrap();
+        assert!(leases.resolve(&held).is_empty());
+        assert!(leases.holds(Seq(11)) && !leases.holds(Seq(12)));
+        assert_eq!((leases.first_unacked(), leases.oldest_entry()), (Seq(12), Seq(10)));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! Does not know how the link was had.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::acks::check;
@@ -12,28 +12,39 @@ use super::claim::Claimed;
 use super::connection::{Broken, next};
 use super::entry::{EntryId, OVERHEAD};
 use super::leases::Held;
+use super::reader::Reader;
 use super::scripts::Script;
 use super::shared::{Link, Shared, lock};
+use super::standing::Whole;
 use crate::event::{ChannelName, Name, Seq};
 use crate::queue::accounts::{Load, Outcome};
 use crate::task;
 
-/// How many entries are counted by one script, and bytes of payload: while it runs, Redis does nothing
+/// How many events are looked at by one script, and bytes of payload: while it runs, Redis does nothing
 /// else, and holds all of them.
 const COUNTED: u64 = 2000;
-const COUNTED_BYTES: u64 = 4 << 20;
-/// How many are looked for at once.
-const LOOKED_FOR: usize = 1000;
+const COUNTED_BYTES: u64 = 16 << 20;
 
 /// What is counted of each channel.
 pub(super) type Loads = BTreeMap<ChannelName, Load>;
 
+/// What a stretch of the stream was counted to hold of ours.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Counted {
+    pub entries: u64,
+    pub loads: Loads,
+}
+
 /// The first meeting of this start: the stream counted anew, where it holds less than is counted.
-pub(super) async fn look_at_start(link: &Link, claimed: &Claimed) -> Result<Option<Loads>, Broken> {
-    if claimed.len >= claimed.total {
+pub(super) async fn look_at_start(
+    shared: &Shared,
+    link: &Link,
+    claimed: &Claimed,
+) -> Result<Option<Counted>, Broken> {
+    if claimed.len >= claimed.entries {
         return Ok(None);
     }
-    count_all(link, claimed.biggest).await.map(Some)
+    count_all(shared, link).await.map(Some)
 }
 
 /// What the stream holds is recovered, and what it lacks is lost. `now` is what it was found to hold.
@@ -42,7 +53,7 @@ pub(super) async fn at_start(
     shared: &Arc<Shared>,
     link: &Link,
     claimed: &Claimed,
-    now: Option<Loads>,
+    now: Option<Counted>,
 ) -> Result<Seq, Broken> {
     // a report makes the witness say less
     let given = shared.given();
@@ -50,7 +61,7 @@ pub(super) async fn at_start(
         shared.accounts.recovered(Some(channel), *load);
     }
     if let Some(now) = now {
-        let missing = difference(&claimed.channels.iter().cloned().collect(), &now);
+        let missing = difference(&claimed.channels.iter().cloned().collect(), &now.loads);
         shared.accounts.resolved(missing.iter().map(|(c, load)| (Some(c), *load, Outcome::Lost)));
         let events: u64 = missing.values().map(|load| load.events).sum();
         let from = claimed.first.map_or(1, |first| first.first);
@@ -98,9 +109,10 @@ pub(super) async fn while_up(
     // what is resolved meanwhile would be counted on one side alone
     let _gate = shared.gate.write().await;
     let waiting: u64 = queued(shared).values().map(|load| load.events).sum();
+    let resolved = lock(&shared.leases).resolved_events() + shared.acks.events();
     // what was stored may stand there again, and nothing be lost
-    let no_more = claimed.total <= waiting + shared.acks.events();
-    let no_less = claimed.last == confirmed && claimed.len >= claimed.total;
+    let no_more = claimed.total <= waiting + resolved;
+    let no_less = claimed.last == confirmed && claimed.len >= claimed.entries;
     if claimed.known && no_less && no_more {
         return Ok(false);
     }
@@ -110,19 +122,15 @@ pub(super) async fn while_up(
     }
     let mut reader = shared.reading.lock().await;
     reader.forget_behind(confirmed);
-    let delivered = reader.delivered();
-    let mut held = lock(&shared.leases).all_held();
-    held.extend(reader.ahead().map(Held::of));
-    let recounted = if claimed.len < claimed.total {
-        Some(count_all(link, claimed.biggest).await?)
-    } else {
-        None
-    };
-    let now = recounted.clone().unwrap_or_else(|| claimed.channels.iter().cloned().collect());
-    let below = count(link, EntryId::default(), delivered, claimed.biggest).await?;
-    let there = loads(&those_there(link, &held).await?);
-    let aside = aside(shared, link, delivered).await?;
-    let in_hand = loads(&held);
+    let (delivered, through) = reader.delivered();
+    let recounted =
+        if claimed.len < claimed.entries { Some(count_all(shared, link).await?) } else { None };
+    let loads = recounted.as_ref().map(|counted| counted.loads.clone());
+    let now = loads.unwrap_or_else(|| claimed.channels.iter().cloned().collect());
+    let below = count(shared, link, EntryId::default(), delivered).await?.loads;
+    let known = Known::ask(shared, link, &reader).await?;
+    let aside = aside(shared, link, delivered, &known).await?;
+    let (in_hand, there) = (loads_of(&known.held), loads_of(&known.held_there()));
     let reckoning = Reckoning { before: queued(shared), now, below, in_hand, there, aside };
     let (lost, again) = reckoning.reckon();
 
@@ -133,9 +141,9 @@ pub(super) async fn while_up(
     shared.accounts.resolved(lost.iter().map(|(c, load)| (Some(c), *load, Outcome::Lost)));
     let from = {
         let mut leases = lock(&shared.leases);
-        let undelivered = Seq(delivered.first + 1);
+        let undelivered = Seq(through.0.saturating_add(1));
         let from = leases.oldest_parked().map_or(undelivered, |oldest| oldest.min(undelivered));
-        leases.new_era();
+        leases.reckoned(&known.held.iter().map(|held| held.seq).collect(), &known.there);
         from.max(claimed.last.next().min(confirmed)).max(shared.begins())
     };
     let dead_letters = (lock(&shared.dead).len() as u64).saturating_sub(claimed.letters);
@@ -149,13 +157,70 @@ pub(super) async fn while_up(
         );
     }
     reader.restart(link.epoch, true);
-    if let Some(now) = recounted {
-        put_counts(link, &now).await?;
+    if let Some(counted) = recounted {
+        put_counts(link, &counted).await?;
     }
     if claimed.last < confirmed {
         raise(link, claimed.last, confirmed).await?;
     }
     Ok(true)
+}
+
+/// What this process knows of entries that it has read.
+struct Known {
+    /// In somebody's hands.
+    held: Vec<Held>,
+    /// The entries in order, and what of each is resolved.
+    standing: Vec<(Whole, Load)>,
+    /// Those that the stream has, by their first seqs.
+    there: BTreeSet<Seq>,
+}
+
+impl Known {
+    async fn ask(shared: &Shared, link: &Link, reader: &Reader) -> Result<Self, Broken> {
+        let (mut held, standing) = {
+            let leases = lock(&shared.leases);
+            (leases.all_held(), leases.standing())
+        };
+        held.extend(reader.ahead().map(Held::of));
+        let mut known = Self { held, standing, there: BTreeSet::new() };
+        let mut firsts: BTreeSet<Seq> = known.standing.iter().map(|(w, _)| w.first).collect();
+        firsts.extend(known.held.iter().map(|held| known.first_of(held.seq)));
+        known.there = those_there(shared, link, firsts.into_iter().collect()).await?;
+        Ok(known)
+    }
+
+    /// The first seq of the entry that holds an event.
+    fn first_of(&self, seq: Seq) -> Seq {
+        let behind = self.standing.partition_point(|(whole, _)| whole.first <= seq);
+        let entry = self.standing.get(..behind).and_then(<[_]>::last);
+        entry.filter(|(whole, _)| whole.has(seq)).map_or(seq, |(whole, _)| whole.first)
+    }
+
+    fn is_there(&self, seq: Seq) -> bool {
+        self.there.contains(&self.first_of(seq))
+    }
+
+    /// In somebody's hands, and in the stream.
+    fn held_there(&self) -> Vec<Held> {
+        self.held.iter().filter(|held| self.is_there(held.seq)).cloned().collect()
+    }
+
+    /// What of a channel's entries from `first` on is resolved, and stands in the stream.
+    fn resolved_from(&self, channel: &ChannelName, first: Seq) -> Load {
+        let theirs = self.standing.iter().filter(|(whole, _)| {
+            whole.channel == *channel && whole.first >= first && self.there.contains(&whole.first)
+        });
+        theirs.map(|(_, resolved)| *resolved).fold(Load::default(), Load::plus)
+    }
+
+    /// What of a channel's entries below `first` is in somebody's hands, and stands in the stream.
+    fn held_below(&self, channel: &ChannelName, first: Seq) -> Load {
+        let theirs = self.held.iter().filter(|held| {
+            held.channel == *channel && self.first_of(held.seq) < first && self.is_there(held.seq)
+        });
+        theirs.map(|held| held.load).fold(Load::default(), Load::plus)
+    }
 }
 
 /// What is known of the events of each channel.
@@ -210,7 +275,7 @@ fn queued(shared: &Shared) -> Loads {
     queued.collect()
 }
 
-fn loads(held: &[Held]) -> Loads {
+fn loads_of(held: &[Held]) -> Loads {
     let mut all = Loads::new();
     for Held { channel, load, .. } in held {
         let sum = all.entry(channel.clone()).or_default();
@@ -226,8 +291,13 @@ fn difference(more: &Loads, less: &Loads) -> Loads {
     lack.filter(|(_, load)| load.events > 0).collect()
 }
 
-/// What channels that are set aside still need of what was read.
-async fn aside(shared: &Shared, link: &Link, delivered: EntryId) -> Result<Loads, Broken> {
+/// What stands in the stream unresolved, of what was read of channels that are set aside.
+async fn aside(
+    shared: &Shared,
+    link: &Link,
+    delivered: EntryId,
+    known: &Known,
+) -> Result<Loads, Broken> {
     let parked: Vec<(ChannelName, Option<Seq>)> = {
         let leases = lock(&shared.leases);
         let oldest = |channel: &ChannelName| leases.aside(channel).and_then(|a| a.oldest());
@@ -236,37 +306,47 @@ async fn aside(shared: &Shared, link: &Link, delivered: EntryId) -> Result<Loads
     };
     let mut all = Loads::new();
     for (channel, oldest) in parked {
-        let load = match oldest {
-            Some(oldest) => {
-                let from = EntryId { first: oldest.0.saturating_sub(1), second: u64::MAX };
-                let biggest = lock(&shared.view).biggest;
-                count(link, from, delivered, biggest).await?.remove(&channel).unwrap_or_default()
-            }
-            None => Load::default(),
-        };
+        let first = oldest.map_or(Seq(u64::MAX), |oldest| known.first_of(oldest));
+        let mut load = known.held_below(&channel, first);
+        if oldest.is_some() {
+            let counted = count(shared, link, EntryId::before(first), delivered).await?;
+            let stands = counted.loads.get(&channel).copied().unwrap_or_default();
+            load = load.plus(stands.minus(known.resolved_from(&channel, first)));
+        }
         all.insert(channel, load);
     }
     Ok(all)
 }
 
-/// What stands in the stream behind `from` and up to `to`; its longest payload is `biggest`.
-async fn count(link: &Link, from: EntryId, to: EntryId, biggest: u64) -> Result<Loads, Broken> {
-    let most = (COUNTED_BYTES / biggest.max(1)).clamp(1, COUNTED);
-    let mut all = Loads::new();
+/// How many entries a script may look at.
+fn at_once(shared: &Shared) -> u64 {
+    let view = lock(&shared.view);
+    let most = (COUNTED / view.an_entry.max(1)).max(1);
+    (COUNTED_BYTES / view.biggest.max(1)).clamp(1, most)
+}
+
+/// What stands in the stream behind `from` and up to `to`.
+async fn count(
+    shared: &Shared,
+    link: &Link,
+    from: EntryId,
+    to: EntryId,
+) -> Result<Counted, Broken> {
+    let most = at_once(shared);
+    let mut all = Counted::default();
     let mut behind = from.to_string();
     loop {
         let mut call = link.scripts.call(Script::Count, 4, 128);
         call.arg(format!("({behind}")).arg(to.to_string()).arg(most).arg(OVERHEAD);
         let mut said = link.work.ask(&call).await?.list()?.into_iter();
         behind = next(&mut said)?.text()?;
-        // of other programs
-        let _ = next(&mut said)?;
+        all.entries += next(&mut said)?.number()?;
         while let (Some(channel), Some(events), Some(bytes)) =
             (said.next(), said.next(), said.next())
         {
             let Ok(channel) = Name::new(&channel.text()?) else { continue };
             let load = Load { events: events.number()?, bytes: bytes.number()? };
-            let sum = all.entry(channel).or_default();
+            let sum = all.loads.entry(channel).or_default();
             *sum = sum.plus(load);
         }
         if behind.is_empty() {
@@ -275,36 +355,39 @@ async fn count(link: &Link, from: EntryId, to: EntryId, biggest: u64) -> Result<
     }
 }
 
-async fn count_all(link: &Link, biggest: u64) -> Result<Loads, Broken> {
+async fn count_all(shared: &Shared, link: &Link) -> Result<Counted, Broken> {
     tracing::warn!("the stream holds less than is counted beside it: it is counted anew");
     let end = EntryId { first: u64::MAX, second: u64::MAX };
-    count(link, EntryId::default(), end, biggest).await
+    count(shared, link, EntryId::default(), end).await
 }
 
 /// Puts what was counted in place of the counts beside the stream.
-async fn put_counts(link: &Link, all: &Loads) -> Result<(), Broken> {
-    let mut call = link.scripts.call(Script::Recount, 1 + 3 * all.len(), 96 * all.len());
-    call.arg(&*link.run);
-    for (channel, load) in all {
+async fn put_counts(link: &Link, all: &Counted) -> Result<(), Broken> {
+    let Counted { entries, loads } = all;
+    let mut call = link.scripts.call(Script::Recount, 2 + 3 * loads.len(), 96 * loads.len());
+    call.arg(&*link.run).arg(*entries);
+    for (channel, load) in loads {
         call.arg(channel.as_str()).arg(load.events).arg(load.bytes);
     }
     let (word, _) = link.work.ask(&call).await?.word()?;
     check(&word, "recounted")
 }
 
-/// Those of these events that stand in the stream.
-async fn those_there(link: &Link, held: &[Held]) -> Result<Vec<Held>, Broken> {
-    let mut there = Vec::new();
-    for some in held.chunks(LOOKED_FOR) {
+/// Those of these entries that stand in the stream, all by their first seqs.
+async fn those_there(
+    shared: &Shared,
+    link: &Link,
+    firsts: Vec<Seq>,
+) -> Result<BTreeSet<Seq>, Broken> {
+    let mut there = BTreeSet::new();
+    for some in firsts.chunks(usize::try_from(at_once(shared)).unwrap_or(1)) {
         let mut call = link.scripts.call(Script::There, some.len(), 20 * some.len());
-        for held in some {
-            call.arg(held.seq.0);
+        for first in some {
+            call.arg(first.0);
         }
-        let mut seqs = std::collections::BTreeSet::new();
         for reply in link.work.ask(&call).await?.list()? {
-            seqs.insert(Seq(reply.number()?));
+            there.insert(Seq(reply.number()?));
         }
-        there.extend(some.iter().filter(|held| seqs.contains(&held.seq)).cloned());
     }
     Ok(there)
 }

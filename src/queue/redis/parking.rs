@@ -8,10 +8,12 @@ use std::sync::atomic::Ordering;
 
 use super::acks::check;
 use super::connection::Broken;
-use super::entry::{Entry, EntryId};
+use super::entry::Entry;
+use super::leases::{Cursor, Leases};
 use super::reader::{Reader, entries, how_many, reading};
 use super::scripts::Script;
 use super::shared::{Link, Shared, lock};
+use super::standing::Whole;
 use crate::event::{ChannelName, Event, Seq};
 use crate::queue::{Lease, LeaseLimit, ParkError, QueueStopped, Source};
 
@@ -28,24 +30,26 @@ enum Found {
 }
 
 impl Shared {
-    /// Gives events to the consumer of their channel. Those that Redis has lost are kept here.
+    /// Gives events, in rising order, to the consumer of their channel: their entries go there whole,
+    /// whoever else holds events of them. Those that Redis has lost are kept here.
     pub async fn give_aside(
         &self,
         link: &Link,
         channel: &ChannelName,
         events: Vec<Event>,
     ) -> Result<(), Broken> {
-        let mut call = link.scripts.call(Script::Park, 3 + events.len(), 20 * events.len());
-        call.arg(&*link.run).arg(&self.keys.group).arg(self.keys.parked(channel));
-        for event in &events {
-            call.arg(event.seq.0);
-        }
-        {
+        let firsts = {
             // an answer may be lost: from now on they count as set aside, in one step for whoever looks
             let mut leases = lock(&self.leases);
             let seqs = || events.iter().map(|event| event.seq);
             leases.follows(channel, seqs());
             self.marks.with(|marks| marks.parked_again(channel, seqs()));
+            leases.firsts(events.iter())
+        };
+        let mut call = link.scripts.call(Script::Park, 3 + firsts.len(), 20 * firsts.len());
+        call.arg(&*link.run).arg(&self.keys.group).arg(self.keys.parked(channel));
+        for first in &firsts {
+            call.arg(first.0);
         }
         let (word, rest) = link.work.ask(&call).await?.word()?;
         check(&word, "parked")?;
@@ -53,8 +57,7 @@ impl Shared {
         for reply in rest {
             there.insert(Seq(reply.number()?));
         }
-        let lost: Vec<Event> = events.into_iter().filter(|e| !there.contains(&e.seq)).collect();
-        lock(&self.leases).keep(channel, lost);
+        lock(&self.leases).went_aside(channel, events, &there);
         Ok(())
     }
 
@@ -154,8 +157,8 @@ impl Shared {
         };
         let _reading = self.acks.reading();
         let mut call = reading(self, link, &self.keys.parked(channel), how_many(self, limit));
-        call.arg(cursor.to_string());
-        let entries = entries(link.work.ask(&call).await?, &mut reader.names)?;
+        call.arg(cursor.entry.to_string());
+        let entries = entries(self, link.work.ask(&call).await?, &mut reader.names)?;
         let Some(last) = entries.last().map(Entry::id) else {
             let idle = lock(&self.leases).is_idle(channel);
             let none_ahead = reader.ahead().all(|event| event.channel != *channel);
@@ -164,34 +167,54 @@ impl Shared {
         // what is still to go aside comes in its turn, though a lost answer may have let it go already
         let theirs = reader.ahead().filter(|event| event.channel == *channel);
         let ahead = theirs.map(|event| event.seq).min().unwrap_or(Seq(u64::MAX));
-        let decided = self.decided();
+        let most = self.decided().min(Seq(ahead.0.saturating_sub(1)));
         let mut leases = lock(&self.leases);
-        let (mut events, mut bytes, mut read) = (Vec::new(), 0, cursor);
-        for entry in entries {
-            let id = entry.id();
-            if let Entry::Ours(event) = entry
-                && !self.has(&leases, event.seq)
-            {
-                bytes += event.payload.len();
-                let full =
-                    !events.is_empty() && (events.len() >= limit.events || bytes > limit.bytes);
-                if event.seq > decided || event.seq >= ahead || full {
-                    break;
-                }
-                events.push(event);
-            }
-            read = id;
-        }
+        let (read, events) = self.hand_out(&mut leases, entries, cursor, (most, limit));
         // lower where something went aside meanwhile: then what lies below is read again
         if let Some(aside) = leases.aside_mut(channel).filter(|aside| aside.cursor == cursor) {
             aside.cursor = read;
         }
         if events.is_empty() {
-            return Ok(if read == last { Found::Again } else { Found::Nothing });
+            return Ok(if read.entry == last { Found::Again } else { Found::Nothing });
         }
         // in the same step: what the cursor has passed is in somebody's hands
         let id = leases.lease(&from, &events);
         Ok(Found::Lease(Lease { id, from, events }))
+    }
+
+    /// Those events of entries that nobody has yet, up to a seq and within a limit; and how far the
+    /// cursor gets by them.
+    fn hand_out(
+        &self,
+        leases: &mut Leases,
+        entries: Vec<Entry>,
+        mut read: Cursor,
+        (most, limit): (Seq, LeaseLimit),
+    ) -> (Cursor, Vec<Event>) {
+        let (mut events, mut bytes) = (Vec::<Event>::new(), 0);
+        for entry in entries {
+            let (id, through) = (entry.id(), entry.through());
+            if let Entry::Ours(theirs) = entry {
+                let mut whole = Whole::of(&theirs);
+                for event in theirs {
+                    let seq = event.seq;
+                    if !self.has(leases, seq) {
+                        bytes += event.payload.len();
+                        let full = events.len() >= limit.events || bytes > limit.bytes;
+                        if seq > most || (full && !events.is_empty()) {
+                            return (read, events);
+                        }
+                        if let Some(whole) = whole.take() {
+                            leases.read(whole);
+                        }
+                        events.push(event);
+                    }
+                    read.through = seq;
+                }
+            }
+            read = Cursor { entry: id, through };
+        }
+        (read, events)
     }
 
     /// A channel has drained: its consumer goes, where nothing is pending with it.
@@ -203,7 +226,7 @@ impl Shared {
         if word == "held" {
             // something below the cursor that nobody holds: from the beginning
             if let Some(aside) = leases.aside_mut(channel) {
-                aside.cursor = EntryId::default();
+                aside.cursor = Cursor::default();
             }
             return Ok(());
         }

@@ -2,7 +2,7 @@
 //!
 //! An answer that is lost leaves entries pending that nobody has seen: whatever goes wrong, reading
 //! begins again behind the last entry that was read whole. A reading of an earlier link that comes late
-//! hands out nothing. Does not know storage, nor who asks.
+//! hands out nothing. Leases may share an entry. Does not know storage, nor who asks.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -11,9 +11,11 @@ use redis::Cmd;
 
 use super::acks::check;
 use super::connection::{Broken, Reply, next};
-use super::entry::{Entry, EntryId, Names, of_group};
+use super::entry::{Entry, EntryId, Names, of_list};
+use super::leases::Leases;
 use super::scripts::Script;
 use super::shared::{Link, Shared, lock};
+use super::standing::Whole;
 use crate::event::{ChannelName, Event, Seq};
 use crate::queue::{Lease, LeaseLimit, Source};
 
@@ -37,13 +39,20 @@ enum Phase {
 pub(super) struct Reader {
     epoch: u64,
     phase: Phase,
-    /// Everything up to it was read.
+    /// Everything up to it was read, also of what is pending and is being read again: what lies behind
+    /// may not be the next.
+    reached: Seq,
+    /// The last entry that was read; everything up to it was.
     delivered: EntryId,
+    /// The last seq of that one.
+    through: Seq,
     /// The last id that the group was handed, as far as this node knows: beyond `delivered` where what
     /// was read could not be dealt with.
     handed: EntryId,
     /// Read, and not handed out yet.
     ahead: VecDeque<Event>,
+    /// The last reading got as many entries as it asked for: there may be more at once.
+    more: bool,
     pub names: Names,
     /// Entries of others that find no room among the dead letters were told of.
     told: bool,
@@ -54,9 +63,12 @@ impl Default for Reader {
         Self {
             epoch: 0,
             phase: Phase::Pending(EntryId::default()),
+            reached: Seq(0),
             delivered: EntryId::default(),
+            through: Seq(0),
             handed: EntryId::default(),
             ahead: VecDeque::new(),
+            more: false,
             names: Names::default(),
             told: false,
         }
@@ -78,7 +90,14 @@ impl Reader {
             Phase::Pending(at) => at.min(self.delivered),
             _ => self.delivered,
         };
-        (self.epoch, self.phase) = (epoch, Phase::Pending(from));
+        (self.epoch, self.more) = (epoch, false);
+        self.go_back(from);
+    }
+
+    /// What is pending behind an entry is read next.
+    fn go_back(&mut self, entry: EntryId) {
+        self.phase = Phase::Pending(entry);
+        self.reached = if entry == self.delivered { self.through } else { Seq(entry.first) };
     }
 
     /// Redis went back: what was read of groups that are not decided must be read again, if ever.
@@ -86,9 +105,9 @@ impl Reader {
         self.ahead.retain(|event| event.seq <= decided);
     }
 
-    /// Everything up to it was read.
-    pub fn delivered(&self) -> EntryId {
-        self.delivered
+    /// The last entry that was read, and its last seq.
+    pub fn delivered(&self) -> (EntryId, Seq) {
+        (self.delivered, self.through)
     }
 
     /// What was read and not handed out.
@@ -106,18 +125,19 @@ impl Reader {
                 shared.broken(link.epoch, why);
                 return None;
             }
-            if let Some(lease) = self.take(shared, limit) {
+            let enough = link.is_none() || !self.more || self.fills(limit);
+            if enough && let Some(lease) = self.take(shared, limit) {
                 return Some(lease);
             }
             let link = link?;
-            match self.ahead.front().filter(|event| event.seq <= self.reached()) {
+            match self.ahead.front().filter(|event| enough && event.seq <= self.reached) {
                 // it waits until its group is decided
                 Some(event) if event.seq > shared.decided() => return None,
                 // it was decided, or its channel was set aside, since that was looked at
                 Some(_) => {}
                 None => match self.read(shared, &link, limit).await {
-                    Ok(true) => {}
-                    Ok(false) => return None,
+                    Ok(again) if again || !self.ahead.is_empty() => {}
+                    Ok(_) => return None,
                     Err(why) => {
                         shared.broken(link.epoch, why);
                         return None;
@@ -127,19 +147,16 @@ impl Reader {
         }
     }
 
-    /// Everything up to it was read, also of what is pending and is being read again: what lies behind
-    /// may not be the next.
-    fn reached(&self) -> Seq {
-        match self.phase {
-            Phase::Pending(at) => Seq(at.first),
-            Phase::New => Seq(u64::MAX),
-        }
+    /// Whether what was read fills a lease.
+    fn fills(&self, limit: LeaseLimit) -> bool {
+        let bytes: usize = self.ahead.iter().map(|event| event.payload.len()).sum();
+        self.ahead.len() >= limit.events || bytes >= limit.bytes
     }
 
     /// Hands out what was read, in order, as far as it is decided. What is of a channel that is set
     /// aside goes there first: so nothing that was passed is in nobody's hands.
     fn take(&mut self, shared: &Shared, limit: LeaseLimit) -> Option<Lease> {
-        let most = shared.decided().min(self.reached());
+        let most = shared.decided().min(self.reached);
         let mut leases = lock(&shared.leases);
         let (mut events, mut bytes) = (Vec::<Event>::new(), 0);
         while let Some(event) = self.ahead.front() {
@@ -189,18 +206,21 @@ impl Reader {
         // before it is sent: what is shown by now stands in the stream, or is resolved
         let shown = shared.marks.with(|marks| marks.shown_to());
         let _reading = shared.acks.reading();
-        let mut call = reading(shared, link, &shared.keys.consumer, how_many(shared, limit));
+        let most = how_many(shared, limit);
+        let mut call = reading(shared, link, &shared.keys.consumer, most);
         match was {
             Phase::Pending(behind) => call.arg(behind.to_string()),
             Phase::New => {
                 // should the answer be lost, they are pending and were never seen
-                self.phase = Phase::Pending(self.delivered);
+                self.go_back(self.delivered);
                 call.arg(">").arg(shared.confirmed().0).arg(self.handed.to_string())
             }
         };
-        let entries = entries(link.work.ask(&call).await?, &mut self.names)?;
-        let Some(last) = entries.last().map(Entry::id) else {
-            self.phase = Phase::New;
+        let entries = entries(shared, link.work.ask(&call).await?, &mut self.names)?;
+        self.more = entries.len() as u64 >= most;
+        let last = entries.last().map(|entry| (entry.id(), entry.through()));
+        let Some((last, through)) = last else {
+            (self.phase, self.reached) = (Phase::New, Seq(u64::MAX));
             if was == Phase::New {
                 self.found_no_more(shared, shown);
             }
@@ -213,10 +233,12 @@ impl Reader {
         if !self.ahead.iter().is_sorted_by(|a, b| a.seq < b.seq) {
             self.ahead.make_contiguous().sort_unstable_by_key(|event| event.seq);
         }
-        self.delivered = self.delivered.max(last);
-        self.phase = match was {
-            Phase::Pending(_) => Phase::Pending(last),
-            Phase::New => Phase::New,
+        if last > self.delivered {
+            (self.delivered, self.through) = (last, through.max(self.through));
+        }
+        (self.phase, self.reached) = match was {
+            Phase::Pending(_) => (Phase::Pending(last), through),
+            Phase::New => (Phase::New, Seq(u64::MAX)),
         };
         Ok(true)
     }
@@ -240,12 +262,9 @@ impl Reader {
     ) -> Result<Vec<Event>, Broken> {
         let (mut ours, mut foreign) = (Vec::new(), Vec::new());
         for entry in entries {
+            let again = entry.id() <= seen;
             match entry {
-                Entry::Ours(event) => {
-                    if EntryId::of(event.seq) > seen || !self.knows(shared, &event) {
-                        ours.push(event);
-                    }
-                }
+                Entry::Ours(events) => ours.extend(self.to_hand_out(shared, events, again)),
                 Entry::Foreign(id) => foreign.push(id),
                 // it was taken off the list of what is pending as it was read
                 Entry::Gone(_) => {}
@@ -265,10 +284,22 @@ impl Reader {
         Ok(ours)
     }
 
-    /// Whether an event that comes again is in somebody's hands, or resolved and on its way out.
-    fn knows(&self, shared: &Shared, event: &Event) -> bool {
-        shared.has(&lock(&shared.leases), event.seq)
-            || self.ahead.iter().any(|other| other.seq == event.seq)
+    /// The events of an entry that nobody has; of one that comes again some may be in somebody's hands,
+    /// or resolved.
+    fn to_hand_out(&self, shared: &Shared, mut events: Vec<Event>, again: bool) -> Vec<Event> {
+        let whole = Whole::of(&events);
+        let mut leases = lock(&shared.leases);
+        if again {
+            events.retain(|event| !self.knows(shared, &leases, event.seq));
+        }
+        if let Some(whole) = whole.filter(|_| !events.is_empty()) {
+            leases.read(whole);
+        }
+        events
+    }
+
+    fn knows(&self, shared: &Shared, leases: &Leases, seq: Seq) -> bool {
+        shared.has(leases, seq) || self.ahead.binary_search_by_key(&seq, |e| e.seq).is_ok()
     }
 
     /// Moves entries of other programs to the dead letters, whole. Without room they stay pending.
@@ -318,10 +349,11 @@ fn by_channel(events: impl Iterator<Item = Event>) -> BTreeMap<ChannelName, Vec<
     all
 }
 
-/// How many entries are read at once, so that they fit into memory.
+/// How many entries are read at once: as many events as are wanted, as far as they fit into memory.
 pub(super) fn how_many(shared: &Shared, limit: LeaseLimit) -> u64 {
     let view = lock(&shared.view);
-    let most = (READ_BYTES / view.biggest.max(1)).clamp(1, limit.events.max(1) as u64);
+    let wanted = (limit.events as u64 / view.an_entry.max(1)).max(1);
+    let most = (READ_BYTES / view.biggest.max(1)).clamp(1, wanted);
     if view.strangers { most.min(STRANGE) } else { most }
 }
 
@@ -332,9 +364,18 @@ pub(super) fn reading(shared: &Shared, link: &Link, consumer: &str, most: u64) -
     call
 }
 
-/// What it answers.
-pub(super) fn entries(answer: Reply, names: &mut Names) -> Result<Vec<Entry>, Broken> {
+/// What it answers. How many events these entries hold says how many those behind them may.
+pub(super) fn entries(
+    shared: &Shared,
+    answer: Reply,
+    names: &mut Names,
+) -> Result<Vec<Entry>, Broken> {
     let (word, mut rest) = answer.word()?;
     check(&word, "read")?;
-    of_group(next(&mut rest)?, names)
+    let entries = of_list(next(&mut rest)?, names)?;
+    let events: u64 = entries.iter().map(Entry::events).sum();
+    if events > 0 {
+        lock(&shared.view).an_entry = events.div_ceil(entries.len() as u64);
+    }
+    Ok(entries)
 }

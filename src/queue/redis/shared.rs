@@ -14,6 +14,7 @@ use super::acks::Acks;
 use super::address::{Keys, Options};
 use super::book::Book;
 use super::connection::{Broken, Wire};
+use super::entry::bytes_of;
 use super::inbox::{Group, Inbox};
 use super::leases::Leases;
 use super::reader::Reader;
@@ -74,8 +75,10 @@ pub(super) struct View {
     pub doubts: Vec<String>,
     /// When the oldest event in the stream was accepted.
     pub oldest: Option<Micros>,
-    /// The longest payload there is, in bytes.
+    /// Bytes of payload of the longest entry there is.
     pub biggest: u64,
+    /// About how many events an entry holds, of those that are to be read.
+    pub an_entry: u64,
     /// Entries that are not ours and were moved away.
     pub foreign: u64,
     /// The stream holds more than what is counted as ours.
@@ -172,8 +175,8 @@ impl Shared {
         }
     }
 
-    /// Whether an event that is read again is in somebody's hands, or resolved and on its way out. Asked
-    /// under the lock under which it goes from one to the other.
+    /// Whether an event that is read again is in somebody's hands, or resolved while its entry still
+    /// stands in the stream. Asked under the lock under which it goes from one to the other.
     pub fn has(&self, leases: &Leases, seq: Seq) -> bool {
         leases.holds(seq) || self.acks.holds(seq)
     }
@@ -262,9 +265,11 @@ impl Shared {
             marks.written(requests.map(|r| (&r.channel, r.appended.first, r.appended.last)));
             marks.shown(group.last);
         });
-        let longest = group.requests.iter().flat_map(|r| &r.payloads).map(bytes::Bytes::len).max();
+        let sizes: Vec<u64> = group.entries().map(|(_, payloads)| bytes_of(payloads)).collect();
+        let events = group.last.0 - group.first.0 + 1;
         let mut view = lock(&self.view);
-        view.biggest = view.biggest.max(longest.unwrap_or(0) as u64);
+        view.biggest = view.biggest.max(sizes.iter().copied().max().unwrap_or(0));
+        view.an_entry = view.an_entry.max(events / (sizes.len() as u64).max(1));
         drop(view);
         self.confirmed.store(group.last.0, Ordering::SeqCst);
         self.decided.fetch_max(group.last.0, Ordering::SeqCst);

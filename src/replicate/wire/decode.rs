@@ -12,15 +12,10 @@ use serde_json::value::RawValue;
 
 use super::Ask;
 use crate::event::{Micros, Name, Seq};
-use crate::json::{self, DuplicateKeys, Form, Profile};
 use crate::seq::belief_bound;
 use crate::storage::event_store::StoredRow;
+use crate::storage::mend::fit;
 use crate::storage::sql::value::micros;
-
-/// What a payload of a peer must look like. Deeper than our own door takes by default: the peer's may
-/// take more, and whether it can be stored is for the storage to say.
-const PROFILE: Profile =
-    Profile { max_depth: 128, duplicate_keys: DuplicateKeys::Last, max_items: 1 };
 
 /// A page that was checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -228,7 +223,7 @@ fn row(
     }
     let received_at = micros(&event.received_at).ok_or(Fault::Field("received_at"))?;
     let raw = body.slice_ref(event.json_data.get().as_bytes());
-    let payload = match payload_of(&raw) {
+    let payload = match fit(&raw) {
         Ok(payload) => payload,
         Err(reason) => {
             unfit.insert(seq, reason);
@@ -236,19 +231,6 @@ fn row(
         }
     };
     Ok(StoredRow { seq, node_name: event.node_name.clone().into_owned(), received_at, payload })
-}
-
-/// The payload as our own door would have taken it; why it would not.
-fn payload_of(raw: &Bytes) -> Result<Bytes, String> {
-    if raw.first() != Some(&b'{') {
-        return Err("the payload is no JSON object".to_owned());
-    }
-    match json::scan(raw, Form::Json, &PROFILE) {
-        Ok(items) => {
-            items.first().map(|item| item.payload(raw)).ok_or_else(|| "there is none".to_owned())
-        }
-        Err(wrong) => Err(wrong.first().map(|w| w.reason.clone()).unwrap_or_default()),
-    }
 }
 
 /// The seq to go on with. An old peer's word for it is not taken: its last row says where it is.

@@ -106,6 +106,7 @@ impl<B: Backend> Inner<B> {
         let (node_id, epoch) = (state.contact.node_id.clone(), found.epoch);
         state.taken = Some(epoch);
         (state.told, state.incarnation) = (found.released.clone(), incarnation);
+        state.met_at = self.options.clock.mono();
         // what an earlier contact found and nobody has looked at yet still counts
         state.found = Some(match state.found.take() {
             Some(earlier) => earlier.and(found),
@@ -243,9 +244,9 @@ impl<B: Backend> Inner<B> {
     /// Takes the origin's row; what stood there before.
     async fn take(&self, session: &mut B::Session) -> Result<(Found, Incarnation), StorageError> {
         let dialect = self.backend.dialect();
-        let (contact, taken) = {
+        let (contact, taken, claimed) = {
             let state = self.state();
-            (state.contact.clone(), state.taken)
+            (state.contact.clone(), state.taken, state.claimed)
         };
         let rows = session.rows(&dialect.node_row_exclusive(), &[self.origin()]).await;
         let rows = rows.map_err(outage)?;
@@ -280,10 +281,10 @@ impl<B: Backend> Inner<B> {
         };
         session.execute(&sql, &params).await.map_err(outage)?;
         self.raise(session, &[(ALIVE, Seq(now_ms))]).await.map_err(outage)?;
-        // a contact that ended before its answer came was ours
+        // a contact of this process whose answer was lost was ours
         let known = taken.unwrap_or(contact.epoch);
-        let ours = before == known + 1 && rows.first().is_some_and(|row| text(row, 4) == host());
-        let stranger = before != known && !ours;
+        let stranger = before != known && claimed != Some(before);
+        self.state().claimed = Some(epoch);
         let incarnation = self.incarnation(session).await.map_err(outage)?;
         Ok((Found { owner, stranger, epoch, released }, incarnation))
     }

@@ -26,6 +26,7 @@ pub mod value;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::history::Found;
 use super::{Contact, Kind, Refused, Storage, StorageError};
@@ -82,6 +83,10 @@ struct State {
     contact: Contact,
     /// The epoch that this process took last.
     taken: Option<u64>,
+    /// The epoch that a contact of this process wrote last, whether or not its answer came.
+    claimed: Option<u64>,
+    /// When the contact was made, by the monotonic clock.
+    met_at: Duration,
     /// What contacts found since somebody asked.
     found: Option<Found>,
     /// What it was told to be released, or showed when it was met.

@@ -96,8 +96,12 @@ impl<S: HistoryStore> Keeper<S> {
         let reading = task::blocking(move || read(&log, &looked, &stretches, &batches));
         let writing = async {
             let mut stuck = BTreeSet::new();
-            while let Some(batch) = taken.recv().await {
-                stuck.extend(self.write(&batch).await);
+            while let Some(mut batch) = taken.recv().await {
+                // one refusal is enough: each may take seconds
+                batch.retain(|event| !stuck.contains(&event.channel));
+                if !batch.is_empty() {
+                    stuck.extend(self.write(&batch).await);
+                }
             }
             stuck
         };
@@ -126,11 +130,32 @@ impl<S: HistoryStore> Keeper<S> {
             return;
         }
         match self.refill(&self.owed).await {
-            // all of it is told anew: nothing else names what is paid
-            Ok(owed) => (self.owed, self.number) = (owed, None),
+            Ok(owed) => {
+                let tried = self.owed.clone();
+                self.owe(&tried, owed);
+            }
             Err(why) => tracing::error!("what the storage lacks is not written again yet: {why}"),
         }
         self.show_what_is_owed();
+    }
+
+    /// Of these stretches, which were tried, the storage still lacks some. Peers are shown nothing of
+    /// those channels from there on.
+    pub(super) fn owe(
+        &mut self,
+        tried: &BTreeMap<ChannelName, Stretch>,
+        owed: BTreeMap<ChannelName, Stretch>,
+    ) {
+        for (channel, (above, _)) in tried {
+            let first = owed.contains_key(channel).then(|| above.next());
+            self.with.marks.with(|marks| marks.owed(channel, first));
+            self.owed.remove(channel);
+        }
+        self.owed.extend(owed);
+        if !tried.is_empty() {
+            // all of it is told anew: nothing else names what is paid
+            self.number = None;
+        }
     }
 
     /// Says which channels the storage still lacks something of.

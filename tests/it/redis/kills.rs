@@ -96,6 +96,37 @@ fn kills_of_a_node_with_pending_entries_redeliver_each_under_its_seq_once() {
     judge(&site, &ledger);
 }
 
+#[test]
+fn a_node_killed_when_a_part_of_an_entry_is_stored_stores_the_rest_and_nothing_twice() {
+    let site = Site::sqlite(Redis::start(Kind::Redis));
+    let often = "queue_redis_max_retries=100000";
+    let node = site.serving(&["--set", "writer_batch_size=4", "--set", often]);
+    let mut told = post(&mut node.client(), [0]);
+    drained(&node);
+    site.sql(
+        "CREATE TRIGGER sixth BEFORE INSERT ON events_raw \
+         WHEN json_extract(NEW.json_data, '$.n') = 6 BEGIN SELECT RAISE(ABORT, 'sixth'); END",
+    );
+    told.extend(post(&mut node.client(), 1..=10));
+    // the fifth is of another lease than the first four, and that one was resolved before
+    wait_until(Duration::from_secs(30), "the first half of an entry", || {
+        let stored = site.numbers();
+        if stored.contains(&told[5]) { Ok(()) } else { Err(format!("{stored:?}")) }
+    });
+    assert_eq!(site.redis.ask::<u64>(&["XLEN", super::STREAM]), 1, "it stands whole");
+    node.kill();
+    site.sql("DROP TRIGGER sixth");
+    let node = site.serving(&[]);
+    assert_eq!(count(&node, "recovered_total"), 10, "and comes whole");
+    drained(&node);
+    assert_eq!(site.numbers(), told);
+    assert_eq!((count(&node, "dead_letter_total"), count(&node, "lost_total")), (0, 0));
+    wait_until(Duration::from_secs(10), "an empty stream", || {
+        let left: u64 = site.redis.ask(&["XLEN", super::STREAM]);
+        if left == 0 { Ok(()) } else { Err(left.to_string()) }
+    });
+}
+
 /// Posts single events; the seqs and when each was told.
 fn post_for(node: &Node, most: Duration) -> Vec<(u64, Instant)> {
     let (mut client, end) = (Client::connect(&node.addr).unwrap(), Instant::now() + most);

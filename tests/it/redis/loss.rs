@@ -156,7 +156,9 @@ fn a_loss_while_the_node_is_down_is_bounded_so_marked_and_told_once() {
 async fn what_is_in_hand_when_redis_loses_everything_is_stored_and_not_lost() {
     let (server, dir) = (Redis::start(Kind::Redis), tempfile::tempdir().unwrap());
     let queue = open(server.options(dir.path(), "hand")).await;
-    queue.append(batch("a", 0, 20)).await.unwrap();
+    for from in (0..20).step_by(5) {
+        queue.append(batch("a", from, 5)).await.unwrap();
+    }
     let limit = LeaseLimit { events: 5, bytes: 1 << 20 };
     let lease = queue.lease(&Source::Main, limit).await.unwrap();
     let _: String = server.ask(&["FLUSHALL"]);
@@ -183,11 +185,13 @@ async fn what_is_in_hand_when_redis_loses_everything_is_stored_and_not_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn entries_that_somebody_trims_are_counted_as_lost() {
+async fn events_of_entries_that_somebody_trims_are_counted_as_lost() {
     let (server, dir) = (Redis::start(Kind::Redis), tempfile::tempdir().unwrap());
     let queue = open(server.options(dir.path(), "trim")).await;
-    queue.append(batch("a", 0, 100)).await.unwrap();
-    assert_eq!(server.ask::<u64>(&["XTRIM", "trim", "MAXLEN", "=", "60"]), 40);
+    for from in (0..100).step_by(10) {
+        queue.append(batch("a", from, 10)).await.unwrap();
+    }
+    assert_eq!(server.ask::<u64>(&["XTRIM", "trim", "MAXLEN", "=", "6"]), 4);
     for _ in 0..2000 {
         if queue.stats().channels[0].1.lost > 0 {
             break;
@@ -201,4 +205,5 @@ async fn entries_that_somebody_trims_are_counted_as_lost() {
     assert_eq!(lease.events.len(), 60);
     queue.ack(lease, &[]).await;
     assert_eq!(server.ask::<u64>(&["XLEN", "trim"]), 0);
+    assert_eq!(server.ask::<u64>(&["HGET", "trim:counts", "entries"]), 0);
 }

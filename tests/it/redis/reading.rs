@@ -48,16 +48,26 @@ async fn reads_on(server: &Redis, dir: &std::path::Path, stream: &str) -> RedisQ
     queue
 }
 
-/// All of an append, in order, and nothing else.
-async fn comes_whole(queue: &RedisQueue, got: Appended) {
-    let a = Name::new("a").unwrap();
+/// Some entries of two events each.
+async fn append_some(queue: &RedisQueue) -> Vec<Seq> {
+    let mut seqs = Vec::new();
+    for _ in 0..5 {
+        let got = append(queue, 2).await;
+        seqs.extend([got.first, got.last]);
+    }
+    seqs
+}
+
+/// All of it, in order, and nothing else.
+async fn comes_whole(queue: &RedisQueue, got: &[Seq]) {
+    let (a, first, last) = (Name::new("a").unwrap(), got[0], got[got.len() - 1]);
     let lease = lease(queue, 100).await;
-    let seqs: Vec<u64> = lease.events.iter().map(|event| event.seq.0).collect();
-    assert_eq!(seqs, (got.first.0..=got.last.0).collect::<Vec<_>>());
-    assert_eq!(queue.marks().safe(&a), Seq(got.first.0 - 1));
+    let seqs: Vec<Seq> = lease.events.iter().map(|event| event.seq).collect();
+    assert_eq!(seqs, got);
+    assert_eq!(queue.marks().safe(&a), Seq(first.0 - 1));
     queue.ack(lease, &[]).await;
-    assert_eq!(queue.marks().safe(&a), got.last);
-    assert_eq!(queue.first_unacked(), got.last.next());
+    assert_eq!(queue.marks().safe(&a), last);
+    assert_eq!(queue.first_unacked(), last.next());
 }
 
 /// New entries that another reading has taken: of this consumer, as one of a dropped connection may have
@@ -68,11 +78,11 @@ async fn entries_that_another_reading_took_come_all_the_same_and_in_order() {
         for consumer in ["replicon", "thief"] {
             let (server, dir) = (Redis::start(kind), tempfile::tempdir().unwrap());
             let queue = reads_on(&server, dir.path(), "taken").await;
-            let got = append(&queue, 5).await;
+            let got = append_some(&queue).await;
             let take =
                 ["XREADGROUP", "GROUP", "writer", consumer, "COUNT", "3", "STREAMS", "taken", ">"];
             let _: redis::Value = server.ask(&take);
-            comes_whole(&queue, got).await;
+            comes_whole(&queue, &got).await;
             let pending: (u64, Option<String>, Option<String>, redis::Value) =
                 server.ask(&["XPENDING", "taken", "writer"]);
             assert_eq!(pending.0, 0, "{consumer} holds nothing");
@@ -84,7 +94,7 @@ async fn entries_that_another_reading_took_come_all_the_same_and_in_order() {
 async fn a_reading_of_an_earlier_connection_that_comes_late_takes_nothing() {
     let (server, dir) = (Redis::start(Kind::Redis), tempfile::tempdir().unwrap());
     let queue = reads_on(&server, dir.path(), "late").await;
-    let got = append(&queue, 5).await;
+    let got = append_some(&queue).await;
     let digest: String = server.ask(&["SCRIPT", "LOAD", READ]);
     let run: String = server.ask(&["HGET", "late:counts", "run"]);
     let (start, _) = run.split_once('.').unwrap();
@@ -102,7 +112,7 @@ async fn a_reading_of_an_earlier_connection_that_comes_late_takes_nothing() {
     let said = call(&earlier);
     assert_eq!(said[0], redis::Value::BulkString(b"stranger".to_vec()), "{said:?}");
     assert_eq!(handed(), before, "it has changed nothing");
-    comes_whole(&queue, got).await;
+    comes_whole(&queue, &got).await;
     let said = call(&run);
     assert_eq!(said[0], redis::Value::BulkString(b"read".to_vec()), "the present one: {said:?}");
 }

@@ -1,9 +1,9 @@
--- Acknowledges, deletes and counts what is resolved.
--- ARGV: run, group, the seq below which all may go (0: only these), number of channels, then of each name,
--- events, bytes; then the number of seqs that were tried more than once, and they; then all seqs, in
--- rising order.
+-- Acknowledges, deletes and counts entries of which every event is resolved.
+-- ARGV: run, group, the seq below which every entry may go (0: only these), number of channels, then of
+-- each name, events, bytes; then the number of seqs that were tried more than once, and they; then the
+-- first seq of each entry, in rising order.
 local stream, counts, tries = KEYS[1], KEYS[3], KEYS[4]
-local told = redis.call('HMGET', counts, 'run', 'total')
+local told = redis.call('HMGET', counts, 'run', 'entries')
 if not told[1] then return {'gone'} end
 if told[1] ~= ARGV[1] then return {'stranger', told[1]} end
 local channels = tonumber(ARGV[4])
@@ -37,7 +37,7 @@ if needed > 0 and redis.call('XLEN', stream) == tonumber(told[2] or '0') then
   if pending[1] > 0 then
     bound = math.min(bound, tonumber(string.match(pending[2], '^%d+')))
   end
-  deleted = redis.call('XTRIM', stream, 'MINID', '=', string.format('%.0f-0', bound))
+  deleted = redis.call('XTRIM', stream, 'MINID', '=', string.format('%d-0', bound))
   while above <= n and tonumber(ARGV[from + above - 1]) < bound do above = above + 1 end
 end
 if above <= n then deleted = deleted + each('XDEL', above, stream) end
@@ -52,6 +52,7 @@ for k = 5, 4 + 3 * channels, 3 do
   events = events + tonumber(ARGV[k + 1])
   bytes = bytes + tonumber(ARGV[k + 2])
 end
-redis.call('HINCRBY', counts, 'total', string.format('%.0f', -events))
-redis.call('HINCRBY', counts, 'bytes', string.format('%.0f', -bytes))
+redis.call('HINCRBY', counts, 'total', string.format('%d', -events))
+redis.call('HINCRBY', counts, 'bytes', string.format('%d', -bytes))
+redis.call('HINCRBY', counts, 'entries', string.format('%d', -n))
 return {'acked', deleted}

@@ -1,7 +1,7 @@
 -- Says that the owner lives, and what the stream holds.
 -- ARGV: run, '1' where the owner leaves in order.
 local stream, owner, counts = KEYS[1], KEYS[2], KEYS[3]
-local told = redis.call('HMGET', counts, 'run', 'last', 'total', 'foreign')
+local told = redis.call('HMGET', counts, 'run', 'last', 'entries', 'foreign')
 if not told[1] then return {'gone'} end
 if told[1] ~= ARGV[1] then return {'stranger', told[1]} end
 local now = redis.call('TIME')[1]

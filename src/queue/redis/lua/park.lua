@@ -1,5 +1,5 @@
 -- Gives entries to the consumer of a channel that is set aside; says which of them there are.
--- ARGV: run, group, consumer, then their seqs.
+-- ARGV: run, group, consumer, then their first seqs.
 local stream, counts = KEYS[1], KEYS[3]
 local run = redis.call('HGET', counts, 'run')
 if not run then return {'gone'} end

@@ -3,21 +3,22 @@
 -- ARGV: run, group, consumer, how many at most, the id behind which; or '>', the last seq that is confirmed,
 -- and the last id that this node was handed.
 local stream, counts = KEYS[1], KEYS[3]
-local told = redis.call('HMGET', counts, 'run', 'last', 'total')
+local told = redis.call('HMGET', counts, 'run', 'last', 'entries')
 if not told[1] then return {'gone'} end
 if told[1] ~= ARGV[1] then return {'stranger', told[1]} end
 -- whoever goes on behind what is missing would take it for read
 if redis.call('XLEN', stream) < tonumber(told[3] or '0') then return {'short'} end
 local function read()
-  return redis.call('XREADGROUP', 'GROUP', ARGV[2], ARGV[3], 'COUNT', ARGV[4], 'STREAMS', stream, ARGV[5])
+  local answer = redis.call('XREADGROUP', 'GROUP', ARGV[2], ARGV[3], 'COUNT', ARGV[4], 'STREAMS', stream, ARGV[5])
+  return answer and answer[1][2] or {}
 end
 if ARGV[5] ~= '>' then
-  local answer = read()
-  for _, entry in ipairs(answer and answer[1][2] or {}) do
+  local entries = read()
+  for _, entry in ipairs(entries) do
     -- it was deleted, though it was pending
     if not entry[2] then redis.call('XACK', stream, ARGV[2], entry[1]) end
   end
-  return {'read', answer}
+  return {'read', entries}
 end
 
 if redis.call('EXISTS', stream) == 0 then return {'gone'} end

@@ -1,5 +1,5 @@
 -- Puts counts that were taken anew in place of those that no longer agree.
--- ARGV: run, then of each channel name, events, bytes.
+-- ARGV: run, entries, then of each channel name, events, bytes.
 local counts = KEYS[3]
 local run = redis.call('HGET', counts, 'run')
 if not run then return {'gone'} end
@@ -10,11 +10,11 @@ for _, field in ipairs(redis.call('HKEYS', counts)) do
   if string.find(field, '^[nb]:') then redis.call('HDEL', counts, field) end
 end
 local events, bytes = 0, 0
-for k = 2, #ARGV - 2, 3 do
+for k = 3, #ARGV - 2, 3 do
   redis.call('HSET', counts, 'n:' .. ARGV[k], ARGV[k + 1], 'b:' .. ARGV[k], ARGV[k + 2])
   events = events + tonumber(ARGV[k + 1])
   bytes = bytes + tonumber(ARGV[k + 2])
 end
 redis.call('HSET', counts, 'total', string.format('%.0f', events), 'bytes',
-  string.format('%.0f', bytes))
+  string.format('%.0f', bytes), 'entries', ARGV[2])
 return {'recounted'}

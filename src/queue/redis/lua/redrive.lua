@@ -1,4 +1,4 @@
--- Puts one dead letter back as a new event, and notes it, at once.
+-- Puts one dead letter back as a new event, an entry of its own, and notes it, at once.
 -- ARGV: run, last seq before it, its new seq, the letter's seq, bytes counted beside a payload.
 local stream, counts, dlq, states = KEYS[1], KEYS[3], KEYS[5], KEYS[6]
 local told = redis.call('HMGET', counts, 'run', 'last', 'biggest')
@@ -47,6 +47,7 @@ redis.call('HINCRBY', counts, 'n:' .. channel, 1)
 redis.call('HINCRBY', counts, 'b:' .. channel, bytes)
 redis.call('HINCRBY', counts, 'total', 1)
 redis.call('HINCRBY', counts, 'bytes', bytes)
+redis.call('HINCRBY', counts, 'entries', 1)
 redis.call('HINCRBY', counts, 'settled_bytes', size)
 redis.call('HSET', states, ARGV[4], 'redriven ' .. id .. ' ' .. size .. ' ' .. ARGV[3])
 redis.call('HSET', counts, 'last', ARGV[3])

@@ -1,4 +1,4 @@
--- Which of some entries there are. ARGV: their seqs. Returns those that are there.
+-- Which of some entries there are. ARGV: their first seqs. Returns those that are there.
 local there = {}
 for i = 1, #ARGV do
   local id = ARGV[i] .. '-0'

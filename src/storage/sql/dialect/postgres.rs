@@ -171,9 +171,7 @@ impl Dialect for Postgres {
     }
 
     fn incarnation(&self) -> &'static [&'static str] {
-        &[
-            "SELECT concat_ws(' ', pg_postmaster_start_time(), inet_server_addr(), inet_server_port())",
-        ]
+        &["SELECT pg_postmaster_start_time()::text"]
     }
 
     fn preflight(&self) -> &'static [(&'static str, &'static str)] {
