@@ -44,6 +44,16 @@ pub(super) struct Claimed {
     pub channels: Vec<(ChannelName, Load)>,
 }
 
+impl Claimed {
+    /// Whether the stream holds what is counted beside it, and the counts agree. They do not where an
+    /// append-only file was cut within a transaction: what a server leaves of it is carried out with the
+    /// next one when that file is loaded once more.
+    pub fn adds_up(&self) -> bool {
+        let events: u64 = self.channels.iter().map(|(_, load)| load.events).sum();
+        self.len >= self.entries && events == self.total
+    }
+}
+
 /// Whose the stream is.
 pub(super) enum Claim {
     Had(Box<Claimed>),

@@ -41,7 +41,7 @@ pub(super) async fn look_at_start(
     link: &Link,
     claimed: &Claimed,
 ) -> Result<Option<Counted>, Broken> {
-    if claimed.len >= claimed.entries {
+    if claimed.adds_up() {
         return Ok(None);
     }
     count_all(shared, link).await.map(Some)
@@ -112,7 +112,7 @@ pub(super) async fn while_up(
     let resolved = lock(&shared.leases).resolved_events() + shared.acks.events();
     // what was stored may stand there again, and nothing be lost
     let no_more = claimed.total <= waiting + resolved;
-    let no_less = claimed.last == confirmed && claimed.len >= claimed.entries;
+    let no_less = claimed.last == confirmed && claimed.adds_up();
     if claimed.known && no_less && no_more {
         return Ok(false);
     }
@@ -123,8 +123,7 @@ pub(super) async fn while_up(
     let mut reader = shared.reading.lock().await;
     reader.forget_behind(confirmed);
     let (delivered, through) = reader.delivered();
-    let recounted =
-        if claimed.len < claimed.entries { Some(count_all(shared, link).await?) } else { None };
+    let recounted = if claimed.adds_up() { None } else { Some(count_all(shared, link).await?) };
     let loads = recounted.as_ref().map(|counted| counted.loads.clone());
     let now = loads.unwrap_or_else(|| claimed.channels.iter().cloned().collect());
     let below = count(shared, link, EntryId::default(), delivered).await?.loads;
@@ -356,7 +355,7 @@ async fn count(
 }
 
 async fn count_all(shared: &Shared, link: &Link) -> Result<Counted, Broken> {
-    tracing::warn!("the stream holds less than is counted beside it: it is counted anew");
+    tracing::warn!("the stream is not what is counted beside it: it is counted anew");
     let end = EntryId { first: u64::MAX, second: u64::MAX };
     count(shared, link, EntryId::default(), end).await
 }
