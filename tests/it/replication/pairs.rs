@@ -40,9 +40,13 @@ fn both_ways(a: Site, b: Site) {
         cluster.post_everywhere(BATCH);
     }
     let each = usize::try_from(2 * 2 * batches() * BATCH).unwrap();
-    for (source, count) in cluster.equal_in(&OWN, SOON) {
-        assert_eq!(count, each, "{source}");
-    }
+    wait_until(SOON, "all that was posted", || {
+        let counts = cluster.equal_in(&OWN, SOON);
+        match counts.values().all(|count| *count == each) {
+            true => Ok(()),
+            false => Err(format!("{counts:?} of {each} each; {}", cluster.tail(0))),
+        }
+    });
     cluster.nothing_aside();
     raw_copies_follow_the_configuration_of_their_node(&cluster, each);
 }
