@@ -1,12 +1,13 @@
 //! Dead letters: put back, discarded, cleared away, through crashes at every operation.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use replicon::event::{Event, Seq};
 use replicon::fsx::sim::{Fault, MODES, SimDisk};
 use replicon::queue::conformance::batch;
 use replicon::queue::file::dead::{DeadState, Filter, read_all};
-use replicon::queue::file::{FileQueue, Options};
+use replicon::queue::file::{FileQueue, Options, SyncMode};
 use replicon::queue::{DeadReason, Queue, Source};
 
 use crate::support::full_scale;
@@ -84,40 +85,51 @@ async fn a_letter_is_put_back_once_whatever_fails_and_however_often_it_is_tried(
 }
 
 /// A write that fails once ends its segment, and the log goes on: what was to be put back there is
-/// not in it, whoever asks later.
+/// not in it, whoever asks later. What is in it is found at once, also where the log is synced rarely.
 #[tokio::test]
 async fn a_letter_whose_append_failed_once_is_put_back_by_the_next_try() {
-    for restart in [false, true] {
+    let rarely = SyncMode::Interval(Duration::from_secs(3600));
+    for (sync, restart) in
+        [(SyncMode::Ack, false), (SyncMode::Ack, true), (rarely, false), (rarely, true)]
+    {
         for fails_at in 0.. {
-            let what = format!("operation {fails_at} fails once, restart: {restart}");
-            let disk = SimDisk::new();
-            let mut queue = open(options(&disk));
-            let dead = all_dead(&queue, 5).await;
-            disk.fail(None, Fault::Once(fails_at));
-            let first = queue.retry_dead(&Filter::default(), &mut |_, _| {}).await;
-            let all_seen = first.is_ok() && disk.ops() < fails_at;
-            disk.heal();
-            if restart {
-                drop(queue);
-                queue = open(options(&disk));
-            }
-            let mut tries = 0;
-            while queue.retry_dead(&Filter::default(), &mut |_, _| {}).await.is_err() {
-                tries += 1;
-                assert!(tries < 100, "{what}: it never ends well");
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            }
-            let (events, queue) = drain(queue).await;
-            let fresh = events.iter().filter(|e| !queue.is_dead(e.seq));
-            let mut fresh: Vec<String> = fresh.map(payload).collect();
-            fresh.sort_unstable();
-            let want: Vec<String> = dead.iter().map(payload).collect();
-            assert_eq!(fresh, want, "{what}: each content once");
-            if all_seen {
+            let what = format!("operation {fails_at} fails once, {sync:?}, restart: {restart}");
+            if one_failed_operation(fails_at, sync, restart, &what).await {
                 break;
             }
         }
     }
+}
+
+/// Whether the try had no such operation.
+async fn one_failed_operation(fails_at: u64, sync: SyncMode, restart: bool, what: &str) -> bool {
+    let disk = SimDisk::new();
+    let queue = open(options(&disk));
+    let dead = all_dead(&queue, 5).await;
+    drop(queue);
+    let mut queue = open(Options { sync, ..options(&disk) });
+    disk.fail(None, Fault::Once(fails_at));
+    let _ = queue.retry_dead(&Filter::default(), &mut |_, _| {}).await;
+    let not_met = !disk.healthy();
+    disk.heal();
+    if restart {
+        drop(queue);
+        queue = open(Options { sync, ..options(&disk) });
+    }
+    let mut tries = 0;
+    while queue.retry_dead(&Filter::default(), &mut |_, _| {}).await.is_err() {
+        tries += 1;
+        assert!(tries < 100, "{what}: it never ends well");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    drop(queue);
+    let (events, queue) = drain(open(options(&disk))).await;
+    let fresh = events.iter().filter(|e| !queue.is_dead(e.seq));
+    let mut fresh: Vec<String> = fresh.map(payload).collect();
+    fresh.sort_unstable();
+    let want: Vec<String> = dead.iter().map(payload).collect();
+    assert_eq!(fresh, want, "{what}: each content once");
+    not_met
 }
 
 #[tokio::test]

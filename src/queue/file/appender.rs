@@ -331,6 +331,7 @@ impl Appender {
         let mut answers = Vec::with_capacity(group.len());
         let mut placed: Vec<(Pending, Seq)> = group.map(|p| self.place(p)).collect();
         self.note_redrives(&mut placed);
+        let puts_back = placed.iter().any(|(p, _)| p.redrives.is_some());
         for (p, first) in placed {
             let last = Seq(first.0 + p.load.events - 1);
             frames.push(Frame { first, body: p.body, counts: Some((p.channel.clone(), p.load)) });
@@ -349,6 +350,9 @@ impl Appender {
                 self.shared.marks.with(|marks| {
                     marks.written(answers.iter().map(|(c, _, _, at)| (c, at.first, at.last)));
                 });
+                if puts_back {
+                    self.show_put_back();
+                }
                 for (_, _, answer, appended) in answers {
                     // a client that went away is no reason to do anything else
                     let _ = answer.send(Ok(appended));
@@ -367,6 +371,15 @@ impl Appender {
                 }
                 self.broke("write", &e);
             }
+        }
+    }
+
+    /// Whoever hears that a letter was put back and cannot note it looks at once whether the log holds
+    /// it: so readers must see it before that.
+    fn show_put_back(&mut self) {
+        match self.log.sync() {
+            Ok(()) => self.publish(),
+            Err(e) => self.broke("sync", &e),
         }
     }
 

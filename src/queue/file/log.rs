@@ -85,8 +85,7 @@ impl Index {
     /// The first segment that may hold anything above that seq.
     #[must_use]
     pub fn holding_above(&self, seq: Seq) -> u64 {
-        let all = self.lock();
-        all.iter().rfind(|s| s.begun <= seq.next().0).or_else(|| all.first()).map_or(0, |s| s.begun)
+        self.last_begun_by(seq.next().0).map_or(0, |s| s.begun)
     }
 
     /// The first segment after that name.
