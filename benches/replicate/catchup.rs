@@ -90,7 +90,7 @@ impl Bench {
         println!("\nloaded: {}/s", short(rate));
         drained(&source)?;
         let link = Proxy::new();
-        link.aim(&source.addr.to_string());
+        link.aim(Some(&source.addr.to_string()));
         Ok(Self { admin, source, link, events, dir: dir.to_owned(), server })
     }
 

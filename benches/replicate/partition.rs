@@ -84,9 +84,9 @@ impl Bench {
         let links = [Proxy::new(), Proxy::new()];
         let place = |name, database| Place::new(dir, name, &server, database);
         let node = place("dc1", "one").pulling("dc2", &links[0].addr).start(None)?;
-        links[1].aim(&node.addr.to_string());
+        links[1].aim(Some(&node.addr.to_string()));
         let peer = place("dc2", "other").pulling("dc1", &links[1].addr).start(None)?;
-        links[0].aim(&peer.addr.to_string());
+        links[0].aim(Some(&peer.addr.to_string()));
         Ok(Self { node, peer, links, rate, server })
     }
 

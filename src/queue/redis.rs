@@ -52,7 +52,9 @@
 //!
 //! An entry leaves the stream when all of its events are resolved. Until then this process knows which
 //! are; to a later start all of them come again, and storage finds those that it has. A dead letter is
-//! kept as long as its entry may stand, whatever was decided about it: by it its event is known.
+//! kept as long as its entry may stand, whatever was decided about it: by it its event is known. Where
+//! Redis goes back over a letter and the entry stands, its event stays dead in this process, and the
+//! letter is kept again before the entry leaves.
 //!
 //! One script acknowledges, deletes and counts. Where the stream holds nothing but what we count, all
 //! below the oldest pending entry goes by `XTRIM MINID`; the rest goes singly. `MAXLEN` never trims.
@@ -77,6 +79,7 @@ mod book;
 mod claim;
 mod connection;
 mod dead;
+mod dead_index;
 mod durability;
 mod entry;
 mod handle;

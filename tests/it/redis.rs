@@ -7,6 +7,7 @@ mod bad;
 mod entries;
 mod foreign;
 mod kills;
+mod letters;
 mod loss;
 mod marks;
 mod outages;

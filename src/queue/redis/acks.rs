@@ -103,6 +103,11 @@ impl Acks {
         jobs.waiting.iter().flat_map(|job| &job.wholes).map(|whole| whole.load.events).sum()
     }
 
+    /// The entries that wait here.
+    pub fn wholes(&self) -> Vec<Whole> {
+        self.lock().waiting.iter().flat_map(|job| job.wholes.iter().cloned()).collect()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.lock().waiting.is_empty()
     }

@@ -71,7 +71,7 @@ enum Outcome {
     /// The stream holds it; `Err` where it is not known to be synced.
     Stored(Result<(), AppendError>),
     /// The stream goes on behind it, and does not hold it.
-    Skipped(String),
+    Skipped,
     /// It never will, and its clients are told why.
     Void(String),
     /// As [`Outcome::Void`], and an entry of another writer stands above.
@@ -304,9 +304,8 @@ impl Appender {
                 shared.stored(group, &synced);
                 Ok(true)
             }
-            Outcome::Skipped(reason) => {
-                shared.go_on_from(group.last);
-                shared.void(group, &AppendError::Unavailable { reason });
+            Outcome::Skipped => {
+                shared.skipped(group);
                 Ok(true)
             }
             Outcome::Void(reason) => {
@@ -336,7 +335,7 @@ impl Appender {
         };
         match word.as_str() {
             "added" | "there" => Ok(Outcome::Stored(synced(link, flight.synced)?)),
-            "skipped" => Ok(Outcome::Skipped("this dead letter waits for no decision".to_owned())),
+            "skipped" => Ok(Outcome::Skipped),
             "above" => Ok(Outcome::Above(next(&mut rest)?.text()?)),
             "chain" => {
                 let stands = next(&mut rest)?.number()?;

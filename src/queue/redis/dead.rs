@@ -4,18 +4,28 @@
 //!
 //! Does not know why storage refuses an event.
 
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
 use redis::RedisWrite;
 
 use super::acks::check;
-use super::connection::{Broken, next};
+use super::connection::{Broken, Reply, next};
 use super::entry::{MAX_EVENTS, header_of};
 use super::scripts::Script;
 use super::shared::{Link, Shared, lock};
 use crate::event::{Event, Seq};
 use crate::queue::{DeadLetterError, DeadReason};
+use crate::task;
 
 /// The longest text of a reason, in bytes.
 const MAX_TEXT: usize = 4096;
+/// About how many are looked at at once: of those that are to be cleared away, and of all.
+const PURGED: u32 = 100;
+const LEARNED: u32 = 5000;
+/// The pause before letters that find no room are tried again.
+const KEEP_AGAIN: Duration = Duration::from_millis(200);
 /// Less than this of settled letters is not worth clearing away.
 const WORTH_PURGING: u64 = 1 << 20;
 
@@ -41,14 +51,7 @@ impl Shared {
         let mut purged = false;
         loop {
             match self.try_to_keep(&link, letters).await {
-                Ok(Kept::Dead) => {
-                    lock(&self.dead).extend(letters.iter().map(|(event, _)| event.seq));
-                    let mut tried = lock(&self.tried);
-                    for (event, _) in letters {
-                        tried.remove(&event.seq);
-                    }
-                    return Ok(());
-                }
+                Ok(Kept::Dead) => return self.note_kept(&link, letters).await,
                 Ok(Kept::Again(attempts)) => {
                     lock(&self.tried).extend(letters.iter().map(|(event, _)| event.seq));
                     return Err(DeadLetterError::Again { attempts, of: self.enough() });
@@ -63,6 +66,54 @@ impl Shared {
                 }
                 Err(why) => return Err(self.refused(&link, &why)),
             }
+        }
+    }
+
+    /// Redis has these letters, unless it has gone back meanwhile: that is looked for before there is
+    /// another link.
+    async fn note_kept(
+        &self,
+        link: &Link,
+        letters: &[(Event, DeadReason)],
+    ) -> Result<(), DeadLetterError> {
+        let _gate = self.gate.read().await;
+        if self.link().is_none_or(|now| now.epoch != link.epoch) {
+            let text = "the connection broke; whether Redis has it is looked up";
+            return Err(DeadLetterError::Disk(text.to_owned()));
+        }
+        lock(&self.dead).kept(letters);
+        let mut tried = lock(&self.tried);
+        for (event, _) in letters {
+            tried.remove(&event.seq);
+        }
+        Ok(())
+    }
+
+    /// Keeps letters of dead events once more that Redis has gone back over, however long that takes;
+    /// whether it was done before the queue stopped.
+    pub async fn keep_again(&self, letters: &[(Event, DeadReason)]) -> bool {
+        tracing::warn!(
+            "Redis went back over {} dead letters of events that are in hand: they are kept again",
+            letters.len()
+        );
+        let mut said = String::new();
+        loop {
+            match self.keep_dead(letters).await {
+                Ok(()) => return true,
+                // the count of their attempts went with them
+                Err(DeadLetterError::Again { .. }) => continue,
+                Err(why) if why.to_string() != said => {
+                    said = why.to_string();
+                    tracing::error!(
+                        "dead letters that Redis went back over cannot be kept: {said}"
+                    );
+                }
+                Err(_) => {}
+            }
+            if !self.leasing.load(Ordering::SeqCst) {
+                return false;
+            }
+            task::sleep(KEEP_AGAIN).await;
         }
     }
 
@@ -112,43 +163,68 @@ impl Shared {
     }
 
     async fn purge(&self, link: &Link) -> Result<(), Broken> {
-        let mut cursor = "0".to_owned();
-        loop {
-            let mut call = link.scripts.call(Script::Purge, 3, 64);
-            call.arg(&*link.run).arg(&cursor).arg(MAX_EVENTS);
-            let (word, mut rest) = link.work.ask(&call).await?.word()?;
-            check(&word, "purged")?;
-            cursor = next(&mut rest)?.text()?;
-            if cursor == "0" {
-                return Ok(());
+        let mut cursor = Some("0".to_owned());
+        while let Some(from) = cursor {
+            let (page, next_page) = scan(link, &self.keys.states, &from, PURGED).await?;
+            cursor = next_page;
+            let settled = |(_, state): &(String, String)| {
+                state.starts_with("redriven ") || state.starts_with("discarded ")
+            };
+            let keys: Vec<String> = page.into_iter().filter(settled).map(|(key, _)| key).collect();
+            if keys.is_empty() {
+                continue;
             }
+            lock(&self.dead).clear(keys.iter().filter_map(|key| seq_of(key)));
+            let mut call = link.scripts.call(Script::Purge, 2 + keys.len(), 32 * keys.len());
+            call.arg(&*link.run).arg(MAX_EVENTS).arg(keys);
+            let (word, rest) = link.work.ask(&call).await?.word()?;
+            check(&word, "purged")?;
+            let gone: Result<Vec<String>, Broken> = rest.map(Reply::text).collect();
+            let gone: Vec<Seq> = gone?.iter().filter_map(|key| seq_of(key)).collect();
+            lock(&self.dead).forget(&gone);
         }
+        Ok(())
     }
 
-    /// Learns which seqs have a dead letter, and which were refused before.
-    pub async fn learn_dead(&self, link: &Link) -> Result<(), Broken> {
+    /// Learns which seqs have a dead letter, and which were refused before; whether Redis has gone back
+    /// over letters.
+    pub async fn learn_dead(&self, link: &Link) -> Result<bool, Broken> {
         let dead = seqs_of(link, &self.keys.states).await?;
         let tried = seqs_of(link, &self.keys.tries).await?;
-        *lock(&self.dead) = dead.into_iter().collect();
-        *lock(&self.tried) = tried.into_iter().collect();
-        Ok(())
+        *lock(&self.tried) = tried;
+        Ok(lock(&self.dead).found(dead))
     }
 }
 
+/// A page of a hash, and where the next begins.
+async fn scan(
+    link: &Link,
+    key: &str,
+    from: &str,
+    count: u32,
+) -> Result<(Vec<(String, String)>, Option<String>), Broken> {
+    let mut command = redis::cmd("HSCAN");
+    command.arg(key).arg(from).arg("COUNT").arg(count);
+    let mut said = link.work.ask(&command).await?.list()?.into_iter();
+    let cursor = next(&mut said)?.text()?;
+    let page = next(&mut said)?.pairs()?;
+    Ok((page, (cursor != "0").then_some(cursor)))
+}
+
+/// A field that is a seq: not that of another program's entry.
+fn seq_of(field: &str) -> Option<Seq> {
+    field.parse().ok().map(Seq)
+}
+
 /// The fields of a hash that are seqs.
-async fn seqs_of(link: &Link, key: &str) -> Result<Vec<Seq>, Broken> {
-    let (mut seqs, mut cursor) = (Vec::new(), "0".to_owned());
-    loop {
-        let mut command = redis::cmd("HSCAN");
-        command.arg(key).arg(&cursor).arg("COUNT").arg(5000);
-        let mut said = link.work.ask(&command).await?.list()?.into_iter();
-        cursor = next(&mut said)?.text()?;
-        let pairs = next(&mut said)?.pairs()?;
-        seqs.extend(pairs.iter().filter_map(|(field, _)| field.parse().ok()).map(Seq));
-        if cursor == "0" {
-            return Ok(seqs);
-        }
+async fn seqs_of(link: &Link, key: &str) -> Result<BTreeSet<Seq>, Broken> {
+    let (mut seqs, mut cursor) = (BTreeSet::new(), Some("0".to_owned()));
+    while let Some(from) = cursor {
+        let (page, next_page) = scan(link, key, &from, LEARNED).await?;
+        cursor = next_page;
+        seqs.extend(page.iter().filter_map(|(field, _)| seq_of(field)));
     }
+    Ok(seqs)
 }
 
 /// As much of a text as fits, cut between characters.

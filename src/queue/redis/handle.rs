@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::keeper::note;
@@ -158,6 +159,33 @@ impl RedisQueue {
         let _ = tokio::time::timeout(most, tasks.keeper).await;
     }
 
+    /// Every event of a lease is resolved; who hears when Redis knows of it, where it is told now. The
+    /// gate must be held.
+    fn resolve(&self, lease: &Lease, dead: &[Seq]) -> Option<oneshot::Receiver<()>> {
+        // held to the end: whoever reads an event again finds it in one place or the other
+        let mut leases = lock(&self.shared.leases);
+        let done = leases.done(&lease.from, lease.id);
+        debug_assert!(done.is_some(), "a lease is acked once");
+        let held = done?;
+        let is_dead = |held: &Held| dead.binary_search(&held.seq).is_ok();
+        let outcome =
+            |held: &Held| if is_dead(held) { Outcome::DeadLettered } else { Outcome::Stored };
+        let group = held.iter().map(|held| (Some(&held.channel), held.load, outcome(held)));
+        self.shared.accounts.resolved(group);
+        // whatever becomes of it in Redis, it stands in storage or is a dead letter
+        self.shared.marks.with(|marks| match &lease.from {
+            Source::Main => marks.resolved(lease.id),
+            Source::Parked(channel) => {
+                let oldest = leases.aside(channel).and_then(Aside::oldest);
+                marks.parked_to(channel, oldest.unwrap_or_default());
+            }
+        });
+        // an entry of which others still hold events waits for them
+        let wholes = leases.resolve(&held);
+        let from_main = lease.from == Source::Main;
+        (!wholes.is_empty()).then(|| self.shared.acks.push(wholes, from_main))
+    }
+
     async fn lease_main(&self, limit: LeaseLimit) -> Result<Lease, QueueStopped> {
         loop {
             // registered before the look, so that nothing falls between them
@@ -212,31 +240,17 @@ impl Queue for RedisQueue {
     }
 
     async fn ack(&self, lease: Lease, dead: &[Seq]) {
-        let is_dead = |held: &Held| dead.binary_search(&held.seq).is_ok();
-        let heard = {
-            let _gate = self.shared.gate.read().await;
-            // held to the end: whoever reads an event again finds it in one place or the other
-            let mut leases = lock(&self.shared.leases);
-            let done = leases.done(&lease.from, lease.id);
-            debug_assert!(done.is_some(), "a lease is acked once");
-            let Some(held) = done else { return };
-            let outcome = |held: &Held| {
-                if is_dead(held) { Outcome::DeadLettered } else { Outcome::Stored }
-            };
-            let group = held.iter().map(|held| (Some(&held.channel), held.load, outcome(held)));
-            self.shared.accounts.resolved(group);
-            // whatever becomes of it in Redis, it stands in storage or is a dead letter
-            self.shared.marks.with(|marks| match &lease.from {
-                Source::Main => marks.resolved(lease.id),
-                Source::Parked(channel) => {
-                    let oldest = leases.aside(channel).and_then(Aside::oldest);
-                    marks.parked_to(channel, oldest.unwrap_or_default());
-                }
-            });
-            // an entry of which others still hold events waits for them
-            let wholes = leases.resolve(&held);
-            let from_main = lease.from == Source::Main;
-            (!wholes.is_empty()).then(|| self.shared.acks.push(wholes, from_main))
+        let heard = loop {
+            let gate = self.shared.gate.read().await;
+            let again = lock(&self.shared.dead).to_keep_again(&lease.events, dead);
+            if again.is_empty() {
+                break self.resolve(&lease, dead);
+            }
+            drop(gate);
+            // a lease that does not end is handed out once more by the next start
+            if !self.shared.keep_again(&again).await {
+                return;
+            }
         };
         if let Some(heard) = heard {
             // without an answer the next start may deliver them again, under the same seqs
@@ -252,7 +266,7 @@ impl Queue for RedisQueue {
     }
 
     fn is_dead(&self, seq: Seq) -> bool {
-        lock(&self.shared.dead).contains(&seq)
+        lock(&self.shared.dead).has(seq)
     }
 
     fn first_unacked(&self) -> Seq {

@@ -142,21 +142,23 @@ impl Keeper {
         let mut link = Link { epoch, run, append, work, scripts, last: claimed.last, wait_aof };
         // groups whose answers were lost: they are there, or they are sent again
         let synced = if wait_aof { synced(&link).await } else { Ok(()) };
-        shared.settle_up_to(claimed.last, &synced);
+        let skipped = shared.skipped_up_to(&link, claimed.last).await?;
+        shared.settle_up_to(claimed.last, &skipped, &synced);
         self.take_note(&claimed, &server, wait_aof);
         let parked = claim::gather(&shared, &link, &mut self.reread).await?;
         if self.met {
             shared.reading.lock().await.restart(epoch, self.reread);
             self.reread = false;
             loss::while_up(&shared, &link, &claimed).await?;
+            shared.park_again(parked, claimed.first);
             link.last = shared.confirmed().max(claimed.last);
         } else {
             let found = loss::look_at_start(&shared, &link, &claimed).await?;
             self.begin(&claimed, &link, parked, found.as_ref()).await;
             link.last = loss::at_start(&shared, &link, &claimed, found).await?;
+            shared.learn_dead(&link).await?;
         }
         shared.go_on_from(link.last);
-        shared.learn_dead(&link).await?;
         note(&shared, false).await;
         shared.link.send_replace(Some(link.clone()));
         shared.refuse(None);

@@ -113,7 +113,8 @@ pub(super) async fn while_up(
     // what was stored may stand there again, and nothing be lost
     let no_more = claimed.total <= waiting + resolved;
     let no_less = claimed.last == confirmed && claimed.adds_up();
-    if claimed.known && no_less && no_more {
+    let letters_lost = shared.learn_dead(link).await?;
+    if claimed.known && no_less && no_more && !letters_lost {
         return Ok(false);
     }
     if claimed.last > confirmed {
@@ -129,6 +130,10 @@ pub(super) async fn while_up(
     let below = count(shared, link, EntryId::default(), delivered).await?.loads;
     let known = Known::ask(shared, link, &reader).await?;
     let aside = aside(shared, link, delivered, &known).await?;
+    let dead_letters = letters_for_good(shared, link, &known).await?;
+    if let Some(counted) = &recounted {
+        put_counts(link, counted).await?;
+    }
     let (in_hand, there) = (loads_of(&known.held), loads_of(&known.held_there()));
     let reckoning = Reckoning { before: queued(shared), now, below, in_hand, there, aside };
     let (lost, again) = reckoning.reckon();
@@ -145,7 +150,6 @@ pub(super) async fn while_up(
         leases.reckoned(&known.held.iter().map(|held| held.seq).collect(), &known.there);
         from.max(claimed.last.next().min(confirmed)).max(shared.begins())
     };
-    let dead_letters = (lock(&shared.dead).len() as u64).saturating_sub(claimed.letters);
     let events: u64 = lost.values().map(|load| load.events).sum();
     if events > 0 || dead_letters > 0 {
         let (from, to) = (from.0, confirmed.0.max(from.0));
@@ -155,10 +159,7 @@ pub(super) async fn while_up(
             "Redis went back to an earlier state; everything that was accepted is stored or still there"
         );
     }
-    reader.restart(link.epoch, true);
-    if let Some(counted) = recounted {
-        put_counts(link, &counted).await?;
-    }
+    reader.start_over(link.epoch);
     if claimed.last < confirmed {
         raise(link, claimed.last, confirmed).await?;
     }
@@ -181,6 +182,10 @@ impl Known {
             let leases = lock(&shared.leases);
             (leases.all_held(), leases.standing())
         };
+        let mut standing = standing;
+        // what waits to be taken out stands there like what is resolved in part
+        standing.extend(shared.acks.wholes().into_iter().map(|whole| (whole.clone(), whole.load)));
+        standing.sort_by_key(|(whole, _)| whole.first);
         held.extend(reader.ahead().map(Held::of));
         let mut known = Self { held, standing, there: BTreeSet::new() };
         let mut firsts: BTreeSet<Seq> = known.standing.iter().map(|(w, _)| w.first).collect();
@@ -220,6 +225,16 @@ impl Known {
         });
         theirs.map(|held| held.load).fold(Load::default(), Load::plus)
     }
+}
+
+/// How many dead letters are lost for good: their events do not come again, and nobody holds them.
+async fn letters_for_good(shared: &Shared, link: &Link, known: &Known) -> Result<u64, Broken> {
+    let mut lost = lock(&shared.dead).lost();
+    let there = those_there(shared, link, lost.clone()).await?;
+    let held: BTreeSet<Seq> = known.held.iter().map(|held| held.seq).collect();
+    lost.retain(|seq| !there.contains(seq) && !held.contains(seq));
+    lock(&shared.dead).forget(&lost);
+    Ok(lost.len() as u64)
 }
 
 /// What is known of the events of each channel.
@@ -372,17 +387,17 @@ async fn put_counts(link: &Link, all: &Counted) -> Result<(), Broken> {
     check(&word, "recounted")
 }
 
-/// Those of these entries that stand in the stream, all by their first seqs.
+/// Those of these events that stand in the stream.
 async fn those_there(
     shared: &Shared,
     link: &Link,
-    firsts: Vec<Seq>,
+    seqs: Vec<Seq>,
 ) -> Result<BTreeSet<Seq>, Broken> {
     let mut there = BTreeSet::new();
-    for some in firsts.chunks(usize::try_from(at_once(shared)).unwrap_or(1)) {
+    for some in seqs.chunks(usize::try_from(at_once(shared)).unwrap_or(1)) {
         let mut call = link.scripts.call(Script::There, some.len(), 20 * some.len());
-        for first in some {
-            call.arg(first.0);
+        for seq in some {
+            call.arg(seq.0);
         }
         for reply in link.work.ask(&call).await?.list()? {
             there.insert(Seq(reply.number()?));

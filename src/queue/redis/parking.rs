@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use super::acks::check;
 use super::connection::Broken;
-use super::entry::Entry;
+use super::entry::{Entry, EntryId};
 use super::leases::{Cursor, Leases};
 use super::reader::{Reader, entries, how_many, reading};
 use super::scripts::Script;
@@ -59,6 +59,20 @@ impl Shared {
         }
         lock(&self.leases).went_aside(channel, events, &there);
         Ok(())
+    }
+
+    /// These channels have a consumer with entries, though some may have drained: Redis went back to a
+    /// state from before that. From the beginning of the stream, which holds `first`.
+    pub fn park_again(&self, parked: Vec<ChannelName>, first: Option<EntryId>) {
+        let oldest = Seq(first.unwrap_or_default().first);
+        let mut leases = lock(&self.leases);
+        for channel in parked {
+            if leases.park(&channel, "found so after Redis went back") {
+                leases.follows(&channel, std::iter::once(oldest));
+                self.marks.with(|marks| marks.parked_again(&channel, std::iter::once(oldest)));
+                tracing::warn!(%channel, "channel {channel} is parked again: Redis went back to when it was; its events are tried again at once");
+            }
+        }
     }
 
     /// Sets events of a lease aside.

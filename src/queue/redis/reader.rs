@@ -94,6 +94,13 @@ impl Reader {
         self.go_back(from);
     }
 
+    /// After a loss: all that there is is read again, and nothing of it counts as read before, should
+    /// something be lost once more.
+    pub fn start_over(&mut self, epoch: u64) {
+        (self.delivered, self.through) = (EntryId::default(), Seq(0));
+        self.restart(epoch, true);
+    }
+
     /// What is pending behind an entry is read next.
     fn go_back(&mut self, entry: EntryId) {
         self.phase = Phase::Pending(entry);

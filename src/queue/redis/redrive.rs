@@ -3,17 +3,18 @@
 //! A letter is put back by one script that notes it at once, over the appender's connection: so each
 //! content is put back once, whatever dies when. Does not know who asks.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 
 use tokio::sync::oneshot;
 
 use super::acks::check;
-use super::connection::next;
+use super::connection::{Broken, next};
 use super::handle::RedisQueue;
-use super::inbox::Pending;
-use super::letters::{Letter, Letters};
+use super::inbox::{Group, Pending};
+use super::letters::{Letter, Letters, state_of};
 use super::scripts::Script;
-use super::shared::{Link, Shared};
+use super::shared::{Link, Shared, lock};
 use crate::event::{Batch, Seq};
 use crate::queue::file::dead::{DeadState, Filter};
 use crate::queue::{AppendError, Appended};
@@ -49,6 +50,25 @@ impl Shared {
             }
         }
         Ok(n)
+    }
+
+    /// Those groups up to `last` that were to put a letter back and did not, by their seqs: there was
+    /// none, and the answer was lost.
+    pub async fn skipped_up_to(&self, link: &Link, last: Seq) -> Result<BTreeSet<Seq>, Broken> {
+        let redrives: Vec<(Seq, Seq)> = {
+            let undecided = lock(&self.undecided);
+            let redrive = |group: &Group| Some((group.redrives?, group.first));
+            undecided.iter().filter(|group| group.last <= last).filter_map(redrive).collect()
+        };
+        let mut skipped = BTreeSet::new();
+        for (old, new) in redrives {
+            let mut ask = redis::cmd("HGET");
+            ask.arg(&self.keys.states).arg(old.0);
+            if state_of(link.work.ask(&ask).await?)? != DeadState::Redriven(new) {
+                skipped.insert(new);
+            }
+        }
+        Ok(skipped)
     }
 
     async fn discard(&self, letters: Vec<Letter>) -> Result<u64, String> {

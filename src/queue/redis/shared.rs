@@ -14,6 +14,7 @@ use super::acks::Acks;
 use super::address::{Keys, Options};
 use super::book::Book;
 use super::connection::{Broken, Wire};
+use super::dead_index::DeadIndex;
 use super::entry::bytes_of;
 use super::inbox::{Group, Inbox};
 use super::leases::Leases;
@@ -118,8 +119,8 @@ pub(super) struct Shared {
     pub marks: Arc<Watermark>,
     pub reading: tokio::sync::Mutex<Reader>,
     pub acks: Acks,
-    /// Seqs that have a dead letter.
-    pub dead: Mutex<BTreeSet<Seq>>,
+    /// Which events have a dead letter.
+    pub dead: Mutex<DeadIndex>,
     /// Seqs that were refused, and are tried again.
     pub tried: Mutex<BTreeSet<Seq>>,
     refusing: Mutex<Option<String>>,
@@ -286,14 +287,30 @@ impl Shared {
         group.answer(&Err(why.clone()));
     }
 
-    /// Groups that stand in the stream up to `last` are stored, though nobody said so. `synced` is why
-    /// their clients cannot be told so.
-    pub fn settle_up_to(&self, last: Seq, synced: &Result<(), AppendError>) {
+    /// Groups that stand in the stream up to `last` are stored, though nobody said so; those that begin
+    /// with `skipped` are not. `synced` is why their clients cannot be told so.
+    pub fn settle_up_to(
+        &self,
+        last: Seq,
+        skipped: &BTreeSet<Seq>,
+        synced: &Result<(), AppendError>,
+    ) {
         // held to the end: groups are decided in their order, whoever decides
         let mut undecided = lock(&self.undecided);
         while let Some(group) = undecided.pop_front_if(|group| group.last <= last) {
-            self.stored(group, synced);
+            if skipped.contains(&group.first) {
+                self.skipped(group);
+            } else {
+                self.stored(group, synced);
+            }
         }
+    }
+
+    /// The stream goes on behind a group that was to put a letter back, and does not hold it.
+    pub fn skipped(&self, group: Group) {
+        self.go_on_from(group.last);
+        let reason = "this dead letter waits for no decision".to_owned();
+        self.void(group, &AppendError::Unavailable { reason });
     }
 
     /// Whoever waits longer than a command may take is told that it is open.

@@ -43,7 +43,7 @@ async fn drain(queue: &RedisQueue, mut events: usize) {
 }
 
 /// Appends as soon as Redis takes it.
-async fn append(queue: &RedisQueue, channel: &str, events: u64) -> Appended {
+pub async fn append(queue: &RedisQueue, channel: &str, events: u64) -> Appended {
     for _ in 0..3000 {
         match queue.append(batch(channel, 0, events)).await {
             Ok(got) => return got,

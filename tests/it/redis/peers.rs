@@ -45,7 +45,7 @@ impl Member {
         ];
         let more: Vec<&str> = settings.iter().flat_map(|pair| ["--set", pair.as_str()]).collect();
         let node = self.site.start(&more);
-        self.door.aim(&node.addr);
+        self.door.aim(Some(&node.addr));
         ready_within(&node, Duration::from_secs(40));
         self.node = Some(node);
     }

@@ -104,9 +104,9 @@ impl Proxy {
         Self { addr, shared }
     }
 
-    /// Connections go there from now on.
-    pub fn aim(&self, addr: &str) {
-        *self.shared.target.lock().unwrap() = Some(addr.to_owned());
+    /// Connections go there from now on; or nowhere, since a port that is free may be another's next.
+    pub fn aim(&self, addr: Option<&str>) {
+        *self.shared.target.lock().unwrap() = addr.map(str::to_owned);
     }
 
     /// The link is so from now on.

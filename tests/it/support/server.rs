@@ -57,6 +57,8 @@ impl Owner {
         let mut command = Command::new(program);
         command.current_dir(dir).env_clear().env("LC_ALL", "C").stdin(Stdio::null());
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        // a server clears away at its start what others left in a place that it shares with them
+        command.env("TMPDIR", dir);
         if let Self(Some((uid, gid))) = self {
             command.uid(uid).gid(gid);
         }
