@@ -26,7 +26,7 @@ pub struct Facts {
     pub queue_backend: &'static str,
     /// `ack` or `interval`; `server` where a server was configured for it.
     pub queue_sync: &'static str,
-    /// `file` or `noop`.
+    /// `storage_backend`.
     pub storage_backend: &'static str,
     /// `writer_workers`, as far as storage takes that many; 0 where writing is off.
     pub writer_workers: usize,

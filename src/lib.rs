@@ -4,10 +4,10 @@
 //!
 //! ```text
 //! clients ──HTTP──▶ http::ingest ─▶ ingest::Door ─▶ Queue.append ──(durable)──▶ 202
-//!                   (key, size)     (validate, one      │  file log
+//!                   (key, size)     (validate, one      │  file log | Redis stream
 //!                                    identity each)     ▼
 //!                                               writer × N ─▶ Storage.append ─▶ Queue.ack
-//!                                                                │  file | noop
+//!                                                                │  sqlite | postgres | mysql | file | noop
 //! ```
 //!
 //! The modules are declared in the order in which data flows; each begins with what it must not know.
@@ -27,6 +27,15 @@
 //! the segments' headers and the last segment ([`queue::file::recovery`]), draws the next seq above
 //! everything that might be in use, and begins one new segment that holds what was found behind the
 //! last known sync. Unacked events are leased again under their old seqs; storage skips what it has.
+//!
+//! **A peer catches up.** [`watermark`] knows, for each channel, up to which seq all is final;
+//! [`replicate::serve`] takes that horizon first and then reads ([`storage::event_store`]). There,
+//! [`replicate`] runs a task a peer: [`replicate::pull`] decides each step, and a page goes into the
+//! tables in one transaction with its cursor.
+//!
+//! **A storage or a node goes back.** [`writer::history`] tells the storage what is released before the
+//! log may forget it, sees where either shows less, writes again what the log holds, and draws a new
+//! node id ([`life`]); peers read again from where the histories part.
 //!
 //! **What must always hold.** 202 means synced here (durable ack). An event gets one identity, before
 //! the 202, and no two events ever share one. A request is accepted whole or not at all. An accepted

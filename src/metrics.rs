@@ -61,7 +61,7 @@ metrics! {
     cut_members: IntCounter = |help| IntCounter::new("replicon_json_members_cut_total", help);
     /// Seconds from a whole body to its answer 202.
     ack_seconds: Histogram = |help| seconds("replicon_ack_seconds", help);
-    /// Seconds that a sync of the log took.
+    /// Seconds that a sync of the log took; on Redis, that a group of requests was under way.
     sync_seconds: Histogram = |help| seconds("replicon_log_sync_seconds", help);
     /// Seconds that a write to storage took, failed ones included.
     write_seconds: Histogram = |help| seconds("replicon_storage_write_seconds", help);

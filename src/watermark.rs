@@ -80,7 +80,7 @@ pub struct Marks {
     leases: HashMap<u64, Vec<(ChannelName, Seq)>>,
     base: u64,
     number: u64,
-    /// What `assigned` was when the log was opened.
+    /// What `assigned` was when the log was opened, or when another id was drawn.
     found: Seq,
     /// The first seq given out since.
     first: Option<Seq>,

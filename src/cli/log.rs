@@ -78,7 +78,7 @@ pub fn run(global: &Global, command: LogCommand) -> ExitCode {
             repair(&global.and(behind), acknowledge)
         }
         LogCommand::Dump(Dump { channel, from, to, limit, global: behind }) => {
-            dump(&global.and(behind), &Wanted { channel, from, to, limit, parked: None })
+            dump(&global.and(behind), &Wanted { channel, from, to, limit })
         }
     })
 }

@@ -1,5 +1,5 @@
 //! What peers ask: `/internal/events`, `/internal/changes`, `/internal/schema`. Checks in order: 404
-//! where no token is configured, 401, 400, 404, 503.
+//! where no token is configured, 401, 404 where the storage cannot be read by identity, 400, 404, 503.
 //!
 //! Reads what it serves through one small role; knows no storage and no watermark.
 

@@ -232,7 +232,7 @@ impl std::fmt::Display for Parked {
         let Self { channel, why } = self;
         write!(
             f,
-            "channel {channel} is parked: {why}; its events wait in a log of their own and are tried again every few seconds"
+            "channel {channel} is parked: {why}; its events wait apart and are tried again every few seconds"
         )
     }
 }

@@ -9,15 +9,14 @@
 //! | --- | --- |
 //! | `S` | a stream; an entry holds events of one request, with consecutive seqs: its id is `<first seq>-0`, its fields are `h` and then a `p` for each event |
 //! | `S:owner` | a hash: `origin`, `node_id`, `run` (one start of one process), `beat` (when it last spoke, in seconds by the server's clock) |
-//! | `S:counts` | a hash: `run`; `last`, the last seq that was added; `total` and `bytes`, the events in the stream and what they count; `entries`, how many hold them; `n:<channel>` and `b:<channel>`, events and bytes of a channel; `biggest`, bytes of payload of the longest entry; `dead`, `dead_bytes`, `settled_bytes`, `foreign` |
+//! | `S:counts` | a hash: `run`; `last`, the last seq that was added; `total`, the events in the stream; `entries`, how many hold them; `n:<channel>` and `b:<channel>`, events and bytes of a channel; `biggest`, bytes of payload of the longest entry; `dead_bytes`, `settled_bytes`, `foreign` |
 //! | `S:tries` | a hash: how often an event was refused by the storage, by seq |
 //! | `D` | a stream of dead letters: `seq`, `code`, `text`, `attempts`, `h`, `p`; or, of an entry that is not ours, `id`, `code`, `text` and its own fields behind them |
 //! | `D:states` | a hash by seq (by id, of an entry that is not ours): `<dead, redriven or discarded> <id in D> <bytes> [<new seq>]` |
 //!
 //! `h` is `1 <r or s> <received_at in microseconds> <channel>`, `p` a payload byte for byte. A request of
 //! more than 256 events, or of more than 64 KiB, makes several entries, which are added together. Beside
-//! the stream its entries count whole, however many of their events are resolved; where no `entries` is
-//! found, each holds one event. The last id of the stream is set to the last seq that was added: so no
+//! the stream its entries count whole, however many of their events are resolved. The last id of the stream is set to the last seq that was added: so no
 //! entry of another writer comes between the seqs of ours.
 //!
 //! `S` is read by the consumer group `queue_redis_group`, as `queue_redis_consumer`; a channel that is

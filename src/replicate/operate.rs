@@ -247,22 +247,7 @@ impl<S: Mend, P: Source> Operator<S, P> {
 
 impl<S: Mend, P: Source> Operating for Operator<S, P> {
     fn peers(&self) -> Vec<PeerStatus> {
-        let mut peers = self.shared.board.snapshot();
-        for name in self.sources.keys() {
-            if !peers.iter().any(|peer| peer.peer == name.as_str()) {
-                peers.push(PeerStatus {
-                    peer: name.to_string(),
-                    node_id: None,
-                    state: "unreachable",
-                    reason: Some("it was not asked yet: our own storage is waited for".to_owned()),
-                    last_contact_seconds: None,
-                    bytes: 0,
-                    channels: Vec::new(),
-                });
-            }
-        }
-        peers.sort_by(|a, b| a.peer.cmp(&b.peer));
-        peers
+        self.shared.board.snapshot()
     }
 
     fn retry(&self, narrow: Narrow, tell: Tell) -> Operation<'_> {

@@ -13,12 +13,13 @@
 //! 6. What is to be read again has a stored cursor of its own, which is followed until it has come to
 //!    the usual one.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::wire::{Answer, Ask, Fault};
 use crate::event::{ChannelName, Origin, Seq};
 use crate::storage::Kind;
-use crate::storage::event_store::{Applied, Foreign};
+use crate::storage::event_store::{Applied, Foreign, StoredRow};
 
 /// A write that takes longer makes the next pages half as big.
 const SLOW: Duration = Duration::from_secs(2);
@@ -318,16 +319,21 @@ impl State {
 
     fn apply(&mut self, answer: Answer, to: Seq, left: usize, more: bool) -> Action {
         self.phase = Phase::Applying { to, rows: answer.rows.len(), left, more };
-        Action::Apply(Foreign {
+        Action::Apply(self.foreign(answer.rows, answer.unfit, to))
+    }
+
+    /// What is applied, and how far the cursor gets by it.
+    fn foreign(&self, rows: Vec<StoredRow>, unfit: BTreeMap<Seq, String>, to: Seq) -> Foreign {
+        Foreign {
             origin: self.lane.origin.clone(),
             channel: self.lane.channel.clone(),
             again: self.again.as_ref().map(|(id, _)| id.clone()),
-            rows: answer.rows,
-            unfit: answer.unfit,
+            rows,
+            unfit,
             streak: self.streak,
             expect: self.stored,
             to,
-        })
+        }
     }
 
     /// The storage took what was applied.
@@ -376,16 +382,7 @@ impl State {
         }
         let to = self.at;
         self.phase = Phase::Applying { to, rows: 0, left: 0, more: false };
-        Action::Apply(Foreign {
-            origin: self.lane.origin.clone(),
-            channel: self.lane.channel.clone(),
-            again: self.again.as_ref().map(|(id, _)| id.clone()),
-            rows: Vec::new(),
-            unfit: std::collections::BTreeMap::new(),
-            streak: self.streak,
-            expect: self.stored,
-            to,
-        })
+        Action::Apply(self.foreign(Vec::new(), BTreeMap::new(), to))
     }
 
     /// An outcome that answers no action of this state: everything is asked anew.

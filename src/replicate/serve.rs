@@ -262,7 +262,6 @@ impl<S: EventStore> Serving for Server<S> {
             let named = |all: Vec<ChannelName>| all.iter().map(ToString::to_string).collect();
             Ok(Changed {
                 node: self.me.to_string(),
-                since: since_for(&life, caller),
                 node_id: life.id,
                 number: changes.number,
                 channels: changes.channels.map(named),

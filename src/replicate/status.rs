@@ -341,12 +341,17 @@ impl PeerEntry {
                 (false, true) => "unreachable",
                 (false, false) => "connected",
             },
-            reason: self.reason.clone(),
+            reason: self.reason.clone().or_else(|| self.contact.is_none().then(unasked)),
             last_contact_seconds: self.contact.map(since),
             bytes: self.bytes,
             channels: channels.collect(),
         }
     }
+}
+
+/// Why a peer that was not asked yet is not connected.
+fn unasked() -> String {
+    "it has not answered yet".to_owned()
 }
 
 #[cfg(test)]

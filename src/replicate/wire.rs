@@ -327,9 +327,6 @@ pub struct Changed {
     pub node: String,
     /// Its id.
     pub node_id: String,
-    /// Up to here its history is that of the ids before it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub since: Option<u64>,
     /// To be given as `after` the next time.
     pub number: u64,
     /// The channels that gained events; absent where all may have.

@@ -108,7 +108,7 @@ pub const LOST: &str = "connection";
 pub const CONNECT: &str = "connect";
 
 impl StorageError {
-    /// Whether the connection was lost, or never had: an event can be the reason, too.
+    /// Whether the connection was lost: an event can be the reason, too.
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.code == LOST

@@ -32,6 +32,25 @@ fn a_peer_between_what_was_found_and_what_is_new_has_seen_what_is_gone() {
     // under another id all of it is final
     marks.begin_anew_below(Seq(900));
     assert!(marks.may_have_shown(Seq(500)));
+    let mut marks = empty();
+    marks.begin_anew_below(Seq(2_000));
+    assert_eq!(marks.safe(&channel), Seq(1_999), "what the other ids may have had is final");
+    assert!(marks.may_have_shown(Seq(1_500)));
+}
+
+#[test]
+fn what_the_storage_lacks_again_holds_its_channel_back_until_it_is_paid() {
+    let mut marks = empty();
+    write(&mut marks, "a", 1, 10);
+    lease(&mut marks, 1, 10, &[("a", 1)]);
+    marks.resolved(1);
+    let asked = marks.changes(None).number;
+    marks.owed(&name("a"), Some(Seq(4)));
+    assert_eq!((marks.safe(&name("a")), marks.safe(&name("b"))), (Seq(3), Seq(10)));
+    assert_eq!(marks.whole(), Seq(3));
+    marks.owed(&name("a"), None);
+    assert_eq!(marks.safe(&name("a")), Seq(10));
+    assert_eq!(marks.changes(Some(asked)).channels, Some(vec![name("a")]));
 }
 
 #[test]

@@ -101,7 +101,7 @@ struct Keeper<S> {
     released: BTreeMap<ChannelName, Seq>,
     /// What the storage lacks of channels that it refuses now: tried again, and kept in the log.
     owed: BTreeMap<ChannelName, Stretch>,
-    /// When that is tried again, by the monotonic clock's count of looks.
+    /// Turns of the loop: what is owed is tried again at every so many.
     looks: u32,
 }
 

@@ -8,7 +8,7 @@ use replicon::clock::Clock;
 use replicon::event::{MAX_SEQ, Micros, Origin, Seq};
 use replicon::fsx::sim::{Fault, MODES, Op, Persist, SimDisk};
 use replicon::queue::conformance::{self, batch};
-use replicon::queue::file::{FileQueue, OpenError, Options, SyncMode};
+use replicon::queue::file::{FileQueue, Kept, OpenError, Options, SyncMode};
 use replicon::queue::{AppendError, DeadReason, LeaseLimit, Queue, Source};
 use replicon::seq::{Witness, belief_bound, clock_term};
 
@@ -503,5 +503,31 @@ async fn a_flip_in_the_newer_ack_slot_is_no_loss() {
         let queue = open(Options { segment_bytes: 9000, ..options(&damaged) });
         let (_, queue) = drain(queue).await;
         assert_eq!((counts(&queue).lost, queue.stats().damage.len()), (0, 0), "slot {slot}");
+    }
+}
+
+/// The storage may yet turn out to lack what it took last: what is released stays until it was told.
+#[tokio::test]
+async fn a_released_segment_stays_until_the_storage_was_told() {
+    let disk = SimDisk::new();
+    let small = || Options { segment_bytes: 9000, ..options(&disk) };
+    let queue = open(small());
+    queue.keep_above(Kept::default());
+    for n in 0..40 {
+        queue.append(batch("a", n * 10, 10)).await.unwrap();
+    }
+    let all = segments(&disk);
+    assert!(all.len() > 3, "{all:?}");
+    let (events, queue) = drain(queue).await;
+    drop(queue);
+    assert_eq!(segments(&disk)[..all.len()], all, "released, and nobody was told");
+    for (told, stay) in [(Seq(0), true), (events[0].seq, true), (events[399].seq, false)] {
+        let queue = open(small());
+        queue.keep_above(Kept { main: told, ..Kept::default() });
+        queue.append(batch("a", 400, 1)).await.unwrap();
+        let (_, queue) = drain(queue).await;
+        drop(queue);
+        let left = segments(&disk);
+        assert_eq!(all.iter().all(|segment| left.contains(segment)), stay, "{told}: {left:?}");
     }
 }

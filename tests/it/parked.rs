@@ -8,7 +8,7 @@ use replicon::clock::Clock;
 use replicon::event::{ChannelName, Event, Name, Seq};
 use replicon::fsx::sim::{Fault, MODES, Op, SimDisk};
 use replicon::queue::conformance::batch;
-use replicon::queue::file::{FileQueue, Options};
+use replicon::queue::file::{FileQueue, Kept, Options};
 use replicon::queue::{LeaseLimit, Queue, Source};
 use replicon::storage::memory::{MemoryStorage, reject};
 use replicon::storage::{Kind, StorageError};
@@ -328,4 +328,26 @@ async fn a_newer_lease_waits_until_the_older_ones_are_copied() {
     newest.await.unwrap();
     let came = deliver(&queue).await;
     assert_eq!(came.iter().map(number).collect::<Vec<_>>(), [2, 3, 4, 5]);
+}
+
+/// The storage may yet turn out to lack what it took last.
+#[tokio::test]
+async fn a_channel_that_has_drained_keeps_its_log_until_the_storage_was_told() {
+    let disk = SimDisk::new();
+    let queue = open(options(&disk));
+    queue.keep_above(Kept::default());
+    let got = queue.append(batch("a", 0, 3)).await.unwrap();
+    let mut lease = queue.lease(&Source::Main, WIDE).await.unwrap();
+    let theirs = lease.events.iter().map(|event| event.seq).collect();
+    queue.park(&mut lease, &theirs, "its table is gone").await.unwrap();
+    queue.ack(lease, &[]).await;
+    let aside = Source::Parked(a());
+    let lease = queue.lease(&aside, WIDE).await.unwrap();
+    assert_eq!(lease.events.len(), 3);
+    queue.ack(lease, &[]).await;
+    for (told, parked) in [(Seq(0), 1), (Seq(got.last.0 - 1), 1), (got.last, 0)] {
+        queue.keep_above(Kept { main: got.last, channels: [(a(), told)].into() });
+        assert_eq!(queue.lease(&aside, WIDE).await.unwrap().events, []);
+        assert_eq!(queue.stats().parked.len(), parked, "told up to {told}");
+    }
 }

@@ -9,7 +9,6 @@
 mod one;
 mod shown;
 
-use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -55,8 +54,6 @@ pub struct Wanted {
     pub to: Option<u64>,
     /// At most so many.
     pub limit: Option<u64>,
-    /// Of the channels that are set aside only these; all where nothing is said.
-    pub parked: Option<BTreeSet<ChannelName>>,
 }
 
 /// All logs of a node, and the ack record that was read before them.
@@ -147,12 +144,7 @@ impl LogFiles {
         let Some(survey) = self.survey()? else { return Ok(()) };
         let (from, to) = (wanted.from.unwrap_or(0), wanted.to.unwrap_or(u64::MAX));
         let mut left = wanted.limit.unwrap_or(u64::MAX);
-        let among = |channel: Option<&ChannelName>| {
-            let (Some(channel), Some(parked)) = (channel, &wanted.parked) else { return true };
-            parked.contains(channel)
-        };
-        let logs = survey.queues().filter(|(channel, _)| among(*channel));
-        let mut streams: Vec<Stream> = logs.map(|(_, log)| log.stream(from)).collect();
+        let mut streams: Vec<Stream> = survey.queues().map(|(_, log)| log.stream(from)).collect();
         while left > 0 {
             let next = next_event(&mut streams).map_err(at(&self.path))?;
             let Some((event, waits)) = next.filter(|(event, _)| event.seq.0 <= to) else { break };

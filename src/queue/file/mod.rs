@@ -12,7 +12,7 @@
 //! | `P….new` | a segment being made; never read, removed by the next start |
 //! | `P.lock`, `node.state.lock` | held with `flock` by the node |
 //! | `queue_file_ack_path` | two alternating slots: how far the log is released |
-//! | `node.state` | two alternating slots: who owns the directory, which seqs may be in use |
+//! | `node.state` | two alternating slots: who owns the directory, which seqs may be in use, the node's ids, how far the storage was told of released events |
 //!
 //! All numbers are little endian. CRC is CRC-32C. A *salted* checksum is XORed with a half of the
 //! first 8 bytes of the segment's random id, so that another segment's bytes never pass for this
@@ -68,6 +68,9 @@
 //! renames it, syncs the directory. Nothing is cut and nothing is copied twice.
 //!
 //! A log that ends before the last synced seq that its slots bear witness to is reported.
+//!
+//! A segment is deleted when all of it is released and, where the storage can be read by identity, was
+//! told so.
 
 pub mod ack;
 pub mod appender;

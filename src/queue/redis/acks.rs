@@ -12,11 +12,11 @@ use redis::Cmd;
 use tokio::sync::{Notify, oneshot};
 
 use super::connection::{Broken, next};
+use super::entry::sums;
 use super::scripts::Script;
 use super::shared::{Link, Shared, Stage, lock, stranger};
 use super::standing::Whole;
-use crate::event::{ChannelName, Seq};
-use crate::queue::accounts::Load;
+use crate::event::Seq;
 
 /// How many of uncertain standing are taken out by one script.
 const AT_ONCE: usize = 1000;
@@ -207,7 +207,8 @@ fn tried(shared: &Shared, wholes: &[Whole]) -> Vec<Seq> {
 }
 
 fn together(shared: &Shared, link: &Link, wholes: &[Whole], trim: bool) -> Cmd {
-    let (channels, tried) = (by_channel(wholes), tried(shared, wholes));
+    let (channels, tried) =
+        (sums(wholes.iter().map(|whole| (&whole.channel, whole.load))), tried(shared, wholes));
     let args = 5 + 3 * channels.len() + tried.len() + wholes.len();
     let mut call = link.scripts.call(Script::Ack, args, 20 * args);
     let needed = if trim { lock(&shared.leases).oldest_entry().0 } else { 0 };
@@ -240,22 +241,11 @@ fn singly(shared: &Shared, link: &Link, wholes: &[Whole]) -> Cmd {
     call
 }
 
-/// What entries count, a channel each.
-fn by_channel(wholes: &[Whole]) -> Vec<(&ChannelName, Load)> {
-    let mut all: Vec<(&ChannelName, Load)> = Vec::new();
-    for Whole { channel, load, .. } in wholes {
-        match all.iter_mut().find(|(known, _)| *known == channel) {
-            Some((_, sum)) => *sum = sum.plus(*load),
-            None => all.push((channel, *load)),
-        }
-    }
-    all
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::event::Name;
+    use crate::queue::accounts::Load;
 
     /// An entry each: its first seq, and how many events it holds.
     fn wholes(entries: &[(u64, u64)]) -> Vec<Whole> {
@@ -299,13 +289,5 @@ mod tests {
         assert!(!acks.holds(Seq(4)) && acks.holds(Seq(8)));
         acks.finish(2);
         assert!(acks.is_empty() && !acks.holds(Seq(8)));
-    }
-
-    #[test]
-    fn events_are_counted_by_channel() {
-        let wholes = wholes(&[(1, 2), (4, 1), (5, 3)]);
-        let counted: Vec<(&str, u64)> =
-            by_channel(&wholes).into_iter().map(|(c, load)| (c.as_str(), load.events)).collect();
-        assert_eq!(counted, [("odd", 5), ("even", 1)]);
     }
 }

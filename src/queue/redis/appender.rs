@@ -15,9 +15,9 @@ use redis::{Cmd, RedisWrite};
 
 use super::connection::{Broken, Reply, next};
 use super::entry::{EntryId, OVERHEAD, bytes_of};
-use super::inbox::{Group, Pending};
+use super::inbox::Group;
 use super::scripts::Script;
-use super::shared::{Link, Shared, Stage, lock, stranger};
+use super::shared::{Link, Shared, Stage, lock, not_synced, stranger};
 use crate::event::{MAX_SEQ, Seq};
 use crate::queue::AppendError;
 use crate::seq::{Seqs, Witness, belief_bound};
@@ -217,7 +217,7 @@ impl Appender {
         let events: u64 = pending.iter().map(|p| p.load.events).sum();
         if let Err(e) = self.reserve(events).await {
             let reason = format!("no identities can be reserved: {e}");
-            self.refuse(pending, &reason);
+            self.shared.refuse_all(pending, &reason);
             return None;
         }
         let due = self.shared.now() + self.patience(link);
@@ -242,14 +242,6 @@ impl Appender {
         .await;
         self.seqs = seqs;
         result
-    }
-
-    fn refuse(&self, pending: Vec<Pending>, reason: &str) {
-        for p in pending {
-            self.shared.accounts.release_reserved(&p.channel, p.load);
-            let refused = AppendError::Unavailable { reason: reason.to_owned() };
-            let _ = p.answer.send(Err(refused));
-        }
     }
 
     /// Sends a script and starts its journey: what is sent first is carried out first.
@@ -405,8 +397,7 @@ fn synced(
     if local > 0 {
         return Ok(Ok(()));
     }
-    let reason = "Redis holds it, and has not synced it in time".to_owned();
-    Ok(Err(AppendError::Doubt { reason }))
+    Ok(Err(not_synced()))
 }
 
 fn append(link: &Link, group: &Group, last: Seq) -> Cmd {

@@ -213,6 +213,20 @@ fn events(mut seq: Seq, fields: Vec<Bytes>, names: &mut Names) -> Option<Vec<Eve
     Some(events)
 }
 
+/// What is counted of each channel, in the order in which they come.
+pub(super) fn sums<'a>(
+    all: impl Iterator<Item = (&'a ChannelName, Load)>,
+) -> Vec<(&'a ChannelName, Load)> {
+    let mut sums: Vec<(&ChannelName, Load)> = Vec::new();
+    for (channel, load) in all {
+        match sums.iter_mut().find(|(known, _)| *known == channel) {
+            Some((_, sum)) => *sum = sum.plus(load),
+            None => sums.push((channel, load)),
+        }
+    }
+    sums
+}
+
 /// What an event counts.
 pub(super) fn load_of(event: &Event) -> Load {
     Load { events: 1, bytes: cost(event.payload.len()) }
@@ -301,5 +315,13 @@ mod tests {
         assert_eq!(cuts(&[2; 600]), [256, 256, 88]);
         let half = MAX_BYTES / 2;
         assert_eq!(cuts(&[half, half, 1, 3 * half, 1, half]), [2, 1, 1, 2]);
+    }
+
+    #[test]
+    fn what_is_counted_is_summed_by_channel() {
+        let (odd, even) = (Name::new("odd").unwrap(), Name::new("even").unwrap());
+        let load = |events| Load { events, bytes: 100 * events };
+        let all = [(&odd, load(2)), (&even, load(1)), (&odd, load(3))];
+        assert_eq!(sums(all.into_iter()), [(&odd, load(5)), (&even, load(1))]);
     }
 }

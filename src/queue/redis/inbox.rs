@@ -118,14 +118,7 @@ impl Group {
 
     /// What it counts, a channel each.
     pub fn channels(&self) -> Vec<(&ChannelName, Load)> {
-        let mut all: Vec<(&ChannelName, Load)> = Vec::new();
-        for request in &self.requests {
-            match all.iter_mut().find(|(channel, _)| *channel == &request.channel) {
-                Some((_, load)) => *load = load.plus(request.load),
-                None => all.push((&request.channel, request.load)),
-            }
-        }
-        all
+        entry::sums(self.requests.iter().map(|request| (&request.channel, request.load)))
     }
 }
 

@@ -14,7 +14,7 @@ use super::durability::{self, Server};
 use super::entry::Names;
 use super::loss::{self, Counted};
 use super::scripts::{Script, Scripts};
-use super::shared::{Contact, Link, Shared, Stage, lock};
+use super::shared::{Contact, Link, Shared, Stage, lock, not_synced};
 use crate::event::{ChannelName, Seq};
 use crate::queue::AppendError;
 use crate::seq::{Witness, belief_bound};
@@ -115,8 +115,8 @@ impl Keeper {
                 (text, true)
             }
         };
-        self.shared.refuse(Some(text.clone()));
-        let contact = if refused { Contact::Refused(text) } else { Contact::Failed(text) };
+        let contact = if refused { Contact::Refused(text.clone()) } else { Contact::Failed };
+        self.shared.refuse(Some(text));
         self.shared.contact.send_replace(contact);
     }
 
@@ -367,8 +367,6 @@ async fn synced(link: &Link) -> Result<(), AppendError> {
     });
     match said {
         Ok(local) if local > 0 => Ok(()),
-        _ => Err(AppendError::Doubt {
-            reason: "Redis holds it, and has not synced it in time".to_owned(),
-        }),
+        _ => Err(not_synced()),
     }
 }

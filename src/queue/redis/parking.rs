@@ -3,14 +3,14 @@
 //!
 //! Does not know storage, nor who decides that a channel is stuck.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use super::acks::check;
 use super::connection::Broken;
 use super::entry::{Entry, EntryId};
 use super::leases::{Cursor, Leases};
-use super::reader::{Reader, entries, how_many, reading};
+use super::reader::{Reader, by_channel, entries, how_many, reading};
 use super::scripts::Script;
 use super::shared::{Link, Shared, lock};
 use super::standing::Whole;
@@ -87,7 +87,8 @@ impl Shared {
             lock(&self.leases).park(channel, why);
             return Ok(());
         }
-        for (channel, events) in theirs(lease, seqs) {
+        let theirs = lease.events.iter().filter(|event| seqs.contains(&event.seq)).cloned();
+        for (channel, events) in by_channel(theirs) {
             if !self.leasing.load(Ordering::SeqCst) {
                 return Err(ParkError::Stopped);
             }
@@ -252,13 +253,4 @@ impl Shared {
         self.more.notify_waiters();
         Ok(())
     }
-}
-
-/// The events of a lease that are to be set aside, by channel, each in order.
-fn theirs(lease: &Lease, seqs: &BTreeSet<Seq>) -> BTreeMap<ChannelName, Vec<Event>> {
-    let mut all: BTreeMap<ChannelName, Vec<Event>> = BTreeMap::new();
-    for event in lease.events.iter().filter(|event| seqs.contains(&event.seq)) {
-        all.entry(event.channel.clone()).or_default().push(event.clone());
-    }
-    all
 }

@@ -348,7 +348,7 @@ impl Reader {
 }
 
 /// The events of each channel, in order.
-fn by_channel(events: impl Iterator<Item = Event>) -> BTreeMap<ChannelName, Vec<Event>> {
+pub(super) fn by_channel(events: impl Iterator<Item = Event>) -> BTreeMap<ChannelName, Vec<Event>> {
     let mut all: BTreeMap<ChannelName, Vec<Event>> = BTreeMap::new();
     for event in events {
         all.entry(event.channel.clone()).or_default().push(event);

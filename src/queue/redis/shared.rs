@@ -50,7 +50,7 @@ pub(super) enum Contact {
     /// Not yet.
     Waited,
     /// Nobody answers, or not as it should; tried again.
-    Failed(String),
+    Failed,
     /// It is another node's: who that is.
     Refused(String),
     /// It was had.
@@ -357,7 +357,12 @@ impl Shared {
 
     /// Everything that was not sent is refused: it is certain that it is not stored.
     pub fn refuse_waiting(&self, reason: &str) {
-        for pending in self.inbox.take_all() {
+        self.refuse_all(self.inbox.take_all(), reason);
+    }
+
+    /// These were not sent.
+    pub fn refuse_all(&self, pending: Vec<super::inbox::Pending>, reason: &str) {
+        for pending in pending {
             self.accounts.release_reserved(&pending.channel, pending.load);
             let refused = AppendError::Unavailable { reason: reason.to_owned() };
             let _ = pending.answer.send(Err(refused));
@@ -402,6 +407,12 @@ pub(super) fn stranger(word: &str) -> Option<Broken> {
         _ => return None,
     };
     Some(Broken::Odd(text.to_owned()))
+}
+
+/// What clients are told where answers wait for a sync that did not come.
+pub(super) fn not_synced() -> AppendError {
+    let reason = "Redis holds it, and has not synced it in time".to_owned();
+    AppendError::Doubt { reason }
 }
 
 /// As the file queue says it.

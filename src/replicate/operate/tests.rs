@@ -195,15 +195,17 @@ async fn node() -> Node {
     let history = Arc::new(History::new("id", Vec::new()));
     let life = Life { id: "id".to_owned(), since: None, past: Vec::new() };
     assert!(history.settle(life, Some(Seq(FIRST))));
+    let board = Board::new(clock.clone());
+    board.expect(&name("dc2"));
     let shared = Arc::new(Peering {
         storage: storage.clone(),
         me: name("dc1"),
         registry,
-        clock: clock.clone(),
+        clock,
         pace: Pace { batch_limit: 10, poll_interval: Duration::from_secs(1) },
         out_of_reach: OutOfReach::default(),
         held: Arc::new(Held::default()),
-        board: Arc::new(Board::new(clock)),
+        board: Arc::new(board),
         seen: Box::new(|_| {}),
         resume: resumes.clone(),
         life: history.settled(),

@@ -231,7 +231,6 @@ fn what_would_go_into_logs_is_checked_first() {
     let changed = |node: &str, id: &str| Changed {
         node: node.to_owned(),
         node_id: id.to_owned(),
-        since: None,
         number: 1,
         channels: None,
         seen: None,

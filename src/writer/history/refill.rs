@@ -30,6 +30,7 @@ pub(super) type Stretch = (Seq, Seq);
 
 impl<S: HistoryStore> Keeper<S> {
     /// The channels of which the storage has less than the log shows it took.
+    ///
     /// With `back` the storage shows less than it was told, and nobody knows what else it has of it:
     /// then all that the log holds is taken as missing.
     pub(super) async fn short(

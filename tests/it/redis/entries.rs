@@ -170,29 +170,6 @@ async fn a_dead_letter_in_the_middle_of_an_entry_is_known_as_long_as_the_entry_s
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_with_an_entry_an_event_is_taken_over_and_goes_on_beside_larger_ones() {
-    let (server, dir) = (Redis::start(Kind::Redis), tempfile::tempdir().unwrap());
-    let queue = open(server.options(dir.path(), "older")).await;
-    let mut all = Vec::new();
-    for n in 0..5 {
-        all.push(queue.append(batch("a", n, 1)).await.unwrap().first.0);
-    }
-    queue.close().await;
-    drop(queue);
-    // nobody counted entries then
-    assert_eq!(server.ask::<u64>(&["HDEL", "older:counts", "entries"]), 1);
-    let queue = open(server.options(dir.path(), "older")).await;
-    let got = queue.append(batch("a", 5, 4)).await.unwrap();
-    all.extend(got.first.0..=got.last.0);
-    assert_eq!(stands(&server, "older"), (6, 6, 9));
-    assert_eq!(drain(&queue, 9, 7).await, all);
-    assert_eq!(stands(&server, "older"), (0, 0, 0));
-    let stats = queue.stats();
-    assert_eq!(stats.damage, Vec::<String>::new());
-    assert!(stats.server.contains(&("foreign_entries".to_owned(), "0".to_owned())));
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn no_entry_of_another_program_comes_between_the_events_of_one() {
     for kind in [Kind::Redis, Kind::Valkey] {
         let (server, dir) = (Redis::start(kind), tempfile::tempdir().unwrap());

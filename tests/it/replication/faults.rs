@@ -101,7 +101,7 @@ fn a_slow_link_is_slow_and_no_failure() {
 }
 
 #[test]
-fn a_link_that_is_far_catches_up_by_many_pages_an_answer() {
+fn a_link_that_is_far_catches_up() {
     let batches = if full_scale() { 50 } else { 10 };
     let mut cluster = Cluster::stopped(two());
     cluster.begin(0);

@@ -424,6 +424,15 @@ fn contents() -> Vec<(String, Case)> {
             let events = [event("dc2", "events_raw", from + 100)];
             give(stream, &page(from + 100, from + 101, from + 109, "aaaa", &events));
         }),
+        case("an answer to another request", "another question", |Asked { from, .. }, stream| {
+            let body = page(*from, *from, from.saturating_sub(1), "aaaa", &[]);
+            let head = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nx-replicon-turn: x\r\ncontent-length: {}\r\n\r\n",
+                body.len()
+            );
+            let _ =
+                stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes()));
+        }),
         always("a redirect", "answered 302", redirect),
         case("a redirect of events alone", "answered 302", redirect),
         always("a name that is none", "its node is missing, or cannot be one", |_, stream| {

@@ -52,6 +52,12 @@ fn peers_are_served_by_the_table_of_the_spec() {
     let posted = node.client().request("POST", events, &[("x-replicon-token", TOKEN)], Some(b""));
     assert_eq!(posted.unwrap().status, 405);
 
+    // an answer says to which request, and is kept by nobody on the way
+    let turn = [("x-replicon-token", TOKEN), ("x-replicon-turn", "7")];
+    let answer = node.client().request("GET", events, &turn, None).unwrap();
+    let told = |name: &str| answer.header(name);
+    assert_eq!((told("x-replicon-turn"), told("cache-control")), (Some("7"), Some("no-store")));
+
     let page = wait_until(SOON, "three events", || {
         let page = ask(&node, events, Some(TOKEN)).json();
         if page["events"].as_array().unwrap().len() == 3 { Ok(page) } else { Err(page.to_string()) }

@@ -5,10 +5,10 @@
 
 use std::path::Path;
 
-use super::{Cluster, SOON};
+use super::{CHANNELS, Cluster, SOON, TOKEN, ask};
 use crate::sql::site::Site;
 use crate::support::proxy::Link;
-use crate::support::{replicon, wait_until};
+use crate::support::{KEY, Node, replicon, wait_until};
 
 /// The rows of the node that loses something.
 const OF_DC1: &str = "events_raw WHERE origin_dc = 'dc1'";
@@ -98,8 +98,8 @@ fn id_of(cluster: &Cluster, at: usize) -> String {
 
 /// Until the log of dc1 holds nothing but what came last: an event that only the database has is not
 /// written again from there.
-fn log_is_short(cluster: &Cluster) {
-    let queue = cluster.members[0].site.path().join("data/queue");
+fn log_is_short(site: &Site) {
+    let queue = site.path().join("data/queue");
     wait_until(SOON, "a log of one segment", || {
         let names = std::fs::read_dir(&queue).unwrap().map(|entry| entry.unwrap().file_name());
         let segments: Vec<String> = names
@@ -162,7 +162,7 @@ fn drill(dc1: Site, loss: Loss) {
     cluster.begin(0);
     cluster.post(0, "events_raw", 5);
     has_of_dc1(&cluster, 1, 40 + 30 + 5);
-    log_is_short(&cluster);
+    log_is_short(&cluster.members[0].site);
     cluster.stop(0);
     loss.strike(&cluster.members[0].site);
     cluster.begin(0);
@@ -250,19 +250,104 @@ fn rows(site: &Site, due: u64) {
     });
 }
 
+/// A node that serves peers and has none.
+fn alone(site: &Site) -> Node {
+    site.channels(CHANNELS);
+    let token = format!("replication_token={TOKEN}");
+    site.serving(&["--set", "node_name=dc1", "--set", &token])
+}
+
+/// Posts so many events to a channel; the last seq.
+fn post(node: &Node, channel: &str, count: usize) -> u64 {
+    let items: Vec<String> = (0..count).map(|n| format!("{{\"n\":{n}}}")).collect();
+    let body = format!("[{}]", items.join(","));
+    let answer = node.client().post(channel, KEY, body.as_bytes()).unwrap();
+    assert_eq!(answer.status, 202, "{}", answer.body);
+    answer.json()["last_seq"].as_u64().unwrap()
+}
+
+/// Nobody else has seen its events, and its log holds none of them: what the directory remembers of the
+/// database tells it.
+#[test]
+fn a_database_that_went_back_is_noticed_by_what_the_directory_remembers() {
+    let site = Site::sqlite();
+    let node = alone(&site);
+    told(&site, post(&node, "events_raw", 1));
+    assert_eq!(node.stop().code(), Some(0));
+    Loss::Back("data/db").keep(&site);
+    let node = alone(&site);
+    told(&site, post(&node, "events_raw", 1));
+    assert_eq!(node.stop().code(), Some(0));
+    let node = alone(&site);
+    log_is_short(&site);
+    let before = node.health()["node_id"].clone();
+    assert_eq!(node.stop().code(), Some(0));
+    Loss::Back("data/db").strike(&site);
+    let node = alone(&site);
+    wait_until(SOON, "another node id", || match node.health()["node_id"].clone() {
+        id if id == before => Err(node.log()),
+        _ => Ok(()),
+    });
+    assert!(node.log().contains("the storage went back: of "), "{}", node.log());
+}
+
+/// What is not in the table is shown to nobody as if it were, and the log keeps it.
+#[test]
+fn what_a_storage_lacks_of_a_broken_table_is_not_shown_until_it_is_mended() {
+    let site = Site::sqlite();
+    let node = alone(&site);
+    told(&site, post(&node, "reports", 5));
+    assert_eq!(node.stop().code(), Some(0));
+    Loss::Back("data/db").keep(&site);
+    let node = alone(&site);
+    let first = post(&node, "reports", 1);
+    let last = post(&node, "reports", 9);
+    told(&site, last);
+    assert_eq!(node.stop().code(), Some(0));
+    Loss::Back("data/db").strike(&site);
+    site.sql("CREATE TRIGGER broken BEFORE INSERT ON reports BEGIN SELECT nobody_knows(); END");
+    let node = alone(&site);
+    let words = "refuses what it lacks of channel reports";
+    wait_until(SOON, "the trouble", || {
+        let health = node.health();
+        if health["degraded"].to_string().contains(words) { Ok(()) } else { Err(node.log()) }
+    });
+    // others go on, and are told of
+    let other = post(&node, "events_raw", 1);
+    let safe = |channel: &str| {
+        let path = format!("/internal/events?channel={channel}&from_seq=0");
+        ask(&node, &path, Some(TOKEN)).json()["safe_seq"].as_u64().unwrap()
+    };
+    wait_until(SOON, "another channel's event to be shown", || match safe("events_raw") {
+        seq if seq >= other => Ok(()),
+        seq => Err(seq.to_string()),
+    });
+    assert!(safe("reports") < first);
+    let released =
+        "SELECT max(released_seq) FROM replicon_released WHERE channel IN ('reports', '*')";
+    assert!(site.sql(released).trim().parse::<u64>().unwrap() < first);
+    site.sql("DROP TRIGGER broken");
+    wait_until(SOON, "what was lacking", || {
+        match site.sql("SELECT count(*), count(DISTINCT origin_seq) FROM reports").trim() {
+            "15|15" => Ok(()),
+            other => Err(format!("{other}; {}", node.log())),
+        }
+    });
+    wait_until(SOON, "it to be shown", || match safe("reports") {
+        seq if seq >= last => Ok(()),
+        seq => Err(seq.to_string()),
+    });
+    told(&site, other);
+    assert!(!node.health()["degraded"].to_string().contains(words));
+}
+
 /// The server fails over to one that lacks the last events, under a node that runs: they come back by
-/// themselves from the log, and peers read again under another id (H36).
+/// themselves from the log, and it goes by another id (H36).
 #[test]
 fn a_server_that_goes_back_under_a_running_node_gets_its_events_from_the_log() {
     let mut site = Site::postgres();
-    let token = format!("replication_token={}", super::TOKEN);
-    let node = site.serving(&["--set", "node_name=dc1", "--set", &token]);
-    let post = |n: usize| {
-        let items: Vec<String> = (0..n).map(|n| format!("{{\"n\":{n}}}")).collect();
-        let answer = node.post(&format!("[{}]", items.join(",")));
-        assert_eq!(answer.status, 202, "{}", answer.body);
-        answer.json()["last_seq"].as_u64().unwrap()
-    };
+    let node = alone(&site);
+    let post = |n: usize| post(&node, "events_raw", n);
     let id = || node.health()["node_id"].as_str().unwrap().to_owned();
     told(&site, post(50));
     rows(&site, 50);

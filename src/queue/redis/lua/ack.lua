@@ -45,14 +45,12 @@ if above <= n then deleted = deleted + each('XDEL', above, stream) end
 -- none where an answer was lost, and this is sent again
 if deleted == 0 then return {'acked', 0} end
 if deleted ~= n then return {'partly', deleted} end
-local events, bytes = 0, 0
+local events = 0
 for k = 5, 4 + 3 * channels, 3 do
   redis.call('HINCRBY', counts, 'n:' .. ARGV[k], '-' .. ARGV[k + 1])
   redis.call('HINCRBY', counts, 'b:' .. ARGV[k], '-' .. ARGV[k + 2])
   events = events + tonumber(ARGV[k + 1])
-  bytes = bytes + tonumber(ARGV[k + 2])
 end
 redis.call('HINCRBY', counts, 'total', string.format('%d', -events))
-redis.call('HINCRBY', counts, 'bytes', string.format('%d', -bytes))
 redis.call('HINCRBY', counts, 'entries', string.format('%d', -n))
 return {'acked', deleted}

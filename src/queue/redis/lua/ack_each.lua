@@ -15,7 +15,6 @@ for i = 4 + tried, #ARGV - 3, 4 do
     redis.call('HINCRBY', counts, 'n:' .. ARGV[i + 1], '-' .. ARGV[i + 2])
     redis.call('HINCRBY', counts, 'b:' .. ARGV[i + 1], '-' .. ARGV[i + 3])
     redis.call('HINCRBY', counts, 'total', '-' .. ARGV[i + 2])
-    redis.call('HINCRBY', counts, 'bytes', '-' .. ARGV[i + 3])
     redis.call('HINCRBY', counts, 'entries', -1)
     deleted = deleted + 1
   end

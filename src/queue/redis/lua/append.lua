@@ -4,7 +4,7 @@
 -- events, and their payloads.
 local call, format = redis.call, string.format
 local stream, counts = KEYS[1], KEYS[3]
-local told = call('HMGET', counts, 'run', 'last', 'biggest', 'total', 'bytes', 'entries')
+local told = call('HMGET', counts, 'run', 'last', 'biggest', 'total', 'entries')
 if not told[1] then return {'gone'} end
 if told[1] ~= ARGV[1] then return {'stranger', told[1]} end
 -- an answer was lost, and this is sent again
@@ -46,16 +46,14 @@ end
 -- the ids of an entry's further events are nobody else's; a server that refuses this keeps the rest
 if n > 1 then redis.pcall('XSETID', stream, ARGV[4] .. '-0') end
 
-local events, bytes = 0, 0
+local events = 0
 for k = 7, 6 + 3 * channels, 3 do
   call('HINCRBY', counts, 'n:' .. ARGV[k], ARGV[k + 1])
   call('HINCRBY', counts, 'b:' .. ARGV[k], ARGV[k + 2])
   events = events + tonumber(ARGV[k + 1])
-  bytes = bytes + tonumber(ARGV[k + 2])
 end
 call('HSET', counts, 'last', ARGV[4],
   'total', format('%d', tonumber(told[4] or '0') + events),
-  'bytes', format('%d', tonumber(told[5] or '0') + bytes),
-  'entries', format('%d', tonumber(told[6] or '0') + added),
+  'entries', format('%d', tonumber(told[5] or '0') + added),
   'biggest', format('%d', math.max(tonumber(ARGV[5]), tonumber(told[3] or '0'))))
 return {'added'}

@@ -23,8 +23,7 @@ local known = own[1] and redis.call('HEXISTS', counts, 'last') == 1
 redis.call('HSET', owner, 'origin', ARGV[2], 'node_id', ARGV[3], 'run', ARGV[1], 'beat', now)
 redis.call('HSET', counts, 'run', ARGV[1])
 redis.call('HSETNX', counts, 'last', '0')
--- where nobody counted them, each entry holds one event
-redis.call('HSETNX', counts, 'entries', redis.call('HGET', counts, 'total') or '0')
+redis.call('HSETNX', counts, 'entries', '0')
 
 local top = '0-0'
 local info = redis.call('XINFO', 'STREAM', stream)

@@ -28,7 +28,6 @@ for _, i in ipairs(fresh) do
     'attempts', attempts[i], 'h', ARGV[i + 3], 'p', ARGV[i + 4])
   redis.call('HSET', states, ARGV[i], 'dead ' .. id .. ' ' .. sizes[i])
   redis.call('HDEL', tries, ARGV[i])
-  redis.call('HINCRBY', counts, 'dead', 1)
 end
 redis.call('HINCRBY', counts, 'dead_bytes', string.format('%d', size))
 return {'dead'}

@@ -9,12 +9,10 @@ redis.call('HDEL', counts, '')
 for _, field in ipairs(redis.call('HKEYS', counts)) do
   if string.find(field, '^[nb]:') then redis.call('HDEL', counts, field) end
 end
-local events, bytes = 0, 0
+local events = 0
 for k = 3, #ARGV - 2, 3 do
   redis.call('HSET', counts, 'n:' .. ARGV[k], ARGV[k + 1], 'b:' .. ARGV[k], ARGV[k + 2])
   events = events + tonumber(ARGV[k + 1])
-  bytes = bytes + tonumber(ARGV[k + 2])
 end
-redis.call('HSET', counts, 'total', string.format('%.0f', events), 'bytes',
-  string.format('%.0f', bytes), 'entries', ARGV[2])
+redis.call('HSET', counts, 'total', string.format('%.0f', events), 'entries', ARGV[2])
 return {'recounted'}

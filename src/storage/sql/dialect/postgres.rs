@@ -68,7 +68,7 @@ impl Postgres {
         format!("\"replicon_sieve_{:08x}\"", crc32c::crc32c(table.name.as_bytes()))
     }
 
-    /// Makes the temporary copy, once a session. It forgets its rows with the transaction.
+    /// Makes the temporary copy anew; it goes with the transaction.
     #[must_use]
     pub fn make_sieve(self, table: &Table) -> [String; 2] {
         let (sieve, table) = (self.sieve(table), self.quote(&table.name));

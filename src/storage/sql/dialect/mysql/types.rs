@@ -23,9 +23,9 @@ pub(super) fn declared(ty: ColumnType) -> &'static str {
         ColumnType::Seq | ColumnType::BigInt => "BIGINT",
         ColumnType::ReceivedAt | ColumnType::Timestamp => "DATETIME(6)",
         ColumnType::Text => TEXT,
-        // MariaDB makes a text of it, with a CHECK that it is JSON
         // a number of MySQL's JSON is a whole one or a double, which holds no decimal
         ColumnType::Field(FieldType { array: true, base: Base::Numeric }) => TEXT,
+        // MariaDB makes a text of it, with a CHECK that it is JSON
         ColumnType::JsonDoc | ColumnType::Field(FieldType { array: true, .. }) => "JSON",
         ColumnType::Blob => "LONGBLOB",
         ColumnType::Field(FieldType { base, array: false }) => match base {
