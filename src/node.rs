@@ -101,6 +101,7 @@ impl Node {
         let report = writer::Report {
             trouble: trouble.clone(),
             write_seconds: metrics.write_seconds.clone(),
+            met: Arc::default(),
         };
         let known = queue.node();
         let past = known.history.ids.into_iter().map(|(id, _)| id).collect();

@@ -184,6 +184,18 @@ impl Marks {
         self.read
     }
 
+    /// The leases that were handed out and have not ended.
+    #[must_use]
+    pub fn under_way(&self) -> BTreeSet<u64> {
+        self.leases.keys().copied().collect()
+    }
+
+    /// The first seq of the channel that is set aside and not resolved, as far as any is.
+    #[must_use]
+    pub fn set_aside(&self, channel: &ChannelName) -> Option<Seq> {
+        self.slots.get(channel).and_then(|slot| slot.parked)
+    }
+
     /// The channels of which anything is known.
     #[must_use]
     pub fn channels(&self) -> Vec<ChannelName> {

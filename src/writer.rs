@@ -9,7 +9,7 @@ mod settle;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -39,6 +39,8 @@ pub struct Report {
     pub trouble: Arc<watch::Sender<Option<String>>>,
     /// Seconds that writes to storage take.
     pub write_seconds: prometheus::Histogram,
+    /// How often the storage was met: each time it may lack what it had taken.
+    pub met: Arc<AtomicU64>,
 }
 
 /// Where a writer stands with its node.
@@ -202,6 +204,8 @@ struct Held {
     leases: Vec<Lease>,
     left: Vec<Event>,
     dead: Vec<Seq>,
+    /// The meeting with the storage at which the others were stored.
+    met: u64,
 }
 
 impl Held {
@@ -224,18 +228,31 @@ impl Held {
         self.leases.extract_if(.., |l| l.events.iter().all(|e| !left.contains(&e.seq))).collect()
     }
 
+    /// A storage that was met anew may lack what it had taken: all of it is left, but what is dead.
+    fn met_anew(&mut self, met: u64) {
+        if std::mem::replace(&mut self.met, met) == met {
+            return;
+        }
+        let all = self.leases.iter().flat_map(|lease| &lease.events);
+        let alive = |event: &&Event| self.dead.binary_search(&event.seq).is_err();
+        self.left = all.filter(alive).cloned().collect();
+    }
+
     /// One attempt with all that is left; why something still is. `None` where the node stopped first.
     async fn attempt<Q: Queue, S: Storage>(
         &mut self,
         worker: &Worker<'_, Q, S>,
         stop: &mut watch::Receiver<bool>,
     ) -> Option<String> {
+        let met = || worker.report.met.load(Ordering::SeqCst);
+        self.met_anew(met());
         let settled = worker.settle(&self.left, stop).await?;
         self.dead.extend(settled.dead);
         self.dead.sort_unstable();
         self.dead.dedup();
         let stuck: Vec<&BTreeSet<Seq>> = settled.stuck.values().map(|(seqs, _)| seqs).collect();
         self.left.retain(|e| stuck.iter().any(|seqs| seqs.contains(&e.seq)));
+        self.met_anew(met());
         Some(settled.stuck.into_values().next().map(|(_, why)| why).unwrap_or_default())
     }
 }

@@ -94,6 +94,7 @@ impl Made {
         let storage = Arc::new(storage.clone());
         // from here on the log forgets nothing that the storage was not told
         queue.keep_above(Seq(0), &BTreeMap::new());
+        let modes = config.channels.all().map(|channel| (channel.name.clone(), channel.tag()));
         let keeping = Keeping {
             queue: queue.clone(),
             storage: storage.clone(),
@@ -101,6 +102,7 @@ impl Made {
             marks: watermark.clone(),
             log: log_files(config),
             origin: config.node_name.clone(),
+            modes: Arc::new(modes.collect()),
             report: report.clone(),
             stop: stop.subscribe(),
         };

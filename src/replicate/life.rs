@@ -12,7 +12,7 @@ use crate::event::Seq;
 pub enum Meeting {
     /// The one that is followed.
     Known,
-    /// The first one of all: to be accepted.
+    /// The first one of all, of a history that never parted: to be accepted.
     First,
     /// Another one: everything above this seq is to be read again. It is to be accepted when that is
     /// kept.
@@ -37,6 +37,8 @@ impl Lives {
     #[must_use]
     pub fn meet(&self, id: &str, since: Option<Seq>) -> Meeting {
         match self.followed() {
+            // a relay may have given us what the origin lacked then
+            None if since.is_some() => Meeting::Again(since.unwrap_or_default()),
             None => Meeting::First,
             Some(followed) if followed == id => Meeting::Known,
             Some(_) if self.0.iter().any(|known| known == id) => Meeting::Returned,
@@ -65,6 +67,7 @@ mod tests {
     fn a_new_id_asks_for_reading_again_until_it_is_accepted() {
         let mut lives = Lives::default();
         assert_eq!(lives.meet("a", None), Meeting::First);
+        assert_eq!(lives.meet("a", Some(Seq(9))), Meeting::Again(Seq(9)), "others gave it to us");
         lives.accepted("a");
         assert_eq!(lives.meet("a", None), Meeting::Known);
         for _ in 0..2 {

@@ -12,12 +12,13 @@ use refill::Stretch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::Report;
-use crate::event::{ChannelName, Name, Origin, Seq};
+use crate::event::{ChannelName, ModeTag, Name, Origin, Seq};
 use crate::life::{Ask, History, Life, PastId};
 use crate::queue::file::look::LogFiles;
 use crate::queue::file::state::{NodeState, new_node_id};
@@ -34,6 +35,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// Longest that the last telling of a node that stops may take.
 const LAST: Duration = Duration::from_secs(2);
 
+/// The mode that events of a channel have today.
+pub type Modes = BTreeMap<ChannelName, ModeTag>;
+
 /// What the keeper works with.
 pub struct Keeping<S> {
     /// The queue, whose directory remembers what the storage was told.
@@ -48,6 +52,8 @@ pub struct Keeping<S> {
     pub log: Option<LogFiles>,
     /// `node_name`.
     pub origin: Origin,
+    /// The channels of today, and the modes of their events.
+    pub modes: Arc<Modes>,
     /// Whom trouble is told.
     pub report: Report,
     /// Turns true when the node stops.
@@ -158,6 +164,9 @@ impl<S: HistoryStore> Keeper<S> {
     async fn settle(&mut self, mut found: Found) {
         self.with.history.unsettle();
         (self.settled, self.drawn) = (false, false);
+        // until it is told anew, since all that the log holds may have to be written again
+        self.released.clear();
+        self.with.queue.keep_above(Seq(0), &self.released);
         let mut said = String::new();
         loop {
             match self.try_settle(&found).await {
@@ -201,14 +210,22 @@ impl<S: HistoryStore> Keeper<S> {
         let whole = self.whole.map_or(found.whole(), |whole| whole.min(found.whole()));
         // one that was asked for by a peer found nothing anew
         let met = found.epoch > 0;
-        let short = if met { self.short(found, back.is_some()).await? } else { BTreeMap::new() };
+        let mut short = BTreeMap::new();
+        if met {
+            // before it is counted: whoever stores on for long stores all of it once more
+            self.with.report.met.fetch_add(1, Ordering::SeqCst);
+            short = self.with_owed(self.short(found, back.is_some()).await?);
+        }
         if met {
             self.whole = Some(whole);
         }
         let parted = self.parted(found, back, &node).or_else(|| {
             let why = "the storage lacks events that it had taken".to_owned();
             // of what was owed before nothing was shown since
-            let news = short.keys().any(|channel| !self.owed.contains_key(channel));
+            let known = |channel, above: Seq| {
+                self.owed.get(channel).is_some_and(|(owed, _): &Stretch| *owed <= above)
+            };
+            let news = short.iter().any(|(channel, (above, _))| !known(channel, *above));
             news.then_some((self.whole.unwrap_or_default(), why))
         });
         if let Some((since, why)) = parted.filter(|_| !self.drawn) {
@@ -219,13 +236,10 @@ impl<S: HistoryStore> Keeper<S> {
         let later = self.with.storage.found().await.map_err(told)?;
         let epoch = later.as_ref().map_or(found.epoch, |later| later.epoch);
         if let Some(later) = later {
-            if !met {
-                return Ok(Some(later));
-            }
-            let less = |(channel, seq): (&String, &Seq)| later.of(channel) < *seq;
-            if later.stranger || found.released.iter().any(less) {
-                return Ok(Some(found.clone().and(later)));
-            }
+            // whatever it shows: what was written again may be gone once more. A stranger was dealt with
+            let stranger = later.stranger;
+            let both = if met { found.clone().and(later) } else { later };
+            return Ok(Some(Found { stranger, ..both }));
         }
         if epoch > 0 {
             self.note_epoch(epoch).await?;

@@ -25,6 +25,7 @@ fn bench() -> Bench {
         report: Report {
             trouble: Arc::new(watch::channel(None).0),
             write_seconds: prometheus::Histogram::with_opts(buckets).unwrap(),
+            met: Arc::default(),
         },
         stop: watch::channel(false).0,
     }

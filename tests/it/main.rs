@@ -10,6 +10,7 @@ mod dead;
 mod dialects;
 mod differential;
 mod dlq_commands;
+mod history;
 mod http;
 mod http_codes;
 mod log;

@@ -1,7 +1,8 @@
 //! Parked channels on the file log: crashes at every operation, full disks, dead letters without room.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use replicon::clock::Clock;
@@ -148,6 +149,7 @@ fn bench(options: Options, disk: &SimDisk, storage: MemoryStorage) -> Bench {
     let report = Report {
         trouble: Arc::new(watch::channel(None).0),
         write_seconds: prometheus::Histogram::with_opts(seconds).unwrap(),
+        met: Arc::default(),
     };
     let mut bench = Bench {
         disk: disk.clone(),
@@ -350,4 +352,74 @@ async fn a_channel_that_has_drained_keeps_its_log_until_the_storage_was_told() {
         assert_eq!(queue.lease(&aside, WIDE).await.unwrap().events, []);
         assert_eq!(queue.stats().parked.len(), parked, "told up to {told}");
     }
+}
+
+/// Beside one event that finds no room among the dead letters, others of its batch may be stored for
+/// days before their lease ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_stored_beside_a_stuck_event_is_stored_again_where_the_storage_is_met_anew() {
+    let disk = SimDisk::new();
+    let options = Options { dead_letter_max_bytes: 10, ..options(&disk) };
+    let bench = bench(options, &disk, MemoryStorage::default());
+    let tried: Arc<Mutex<Vec<u64>>> = Arc::default();
+    let seen = tried.clone();
+    bench.storage.trouble(fatal_for_a);
+    bench.queue.append(batch("a", 0, 1)).await.unwrap();
+    bench.until("a parked channel", |bench| !bench.queue.stats().parked.is_empty()).await;
+    bench.queue.append(batch("a", 4, 3)).await.unwrap();
+    bench.storage.trouble(move |events| {
+        seen.lock().unwrap().extend(events.iter().map(number));
+        events.iter().any(|e| number(e) == 5).then(|| (reject("check violated"), false))
+    });
+    let rows = |bench: &Bench| bench.storage.rows().iter().map(number).collect::<Vec<_>>();
+    bench.until("what stands below the bad one", |bench| rows(bench) == [0, 4]).await;
+    let times = |n: u64| tried.lock().unwrap().iter().filter(|tried| **tried == n).count();
+    let before = times(5);
+    bench.until("a try of what is stuck", |_| times(5) > before).await;
+    assert!(bench.queued("a") >= 3, "their lease has not ended");
+    let before = times(4);
+    bench.report.met.fetch_add(1, Ordering::SeqCst);
+    bench.until("the stored one to be stored again", |_| times(4) > before).await;
+    bench.storage.heal();
+    bench.until("the end", |bench| bench.queued("a") == 0).await;
+    bench.end().await;
+}
+
+/// The log of a parked channel was drained, and a crash has the main one deliver its events again: they
+/// are in nobody's hands, so nothing may wait for them.
+#[tokio::test]
+async fn a_drained_channel_that_comes_again_after_a_crash_is_passed_and_ends() {
+    let disk = SimDisk::new();
+    let queue = open(options(&disk));
+    queue.keep_above(Kept::default());
+    // an older lease holds the main log's position back
+    let first = queue.append(batch("b", 0, 1)).await.unwrap();
+    let held = queue.lease(&Source::Main, LeaseLimit { events: 1, bytes: 1 << 20 }).await.unwrap();
+    assert_eq!(held.events[0].seq, first.first);
+    let got = queue.append(batch("a", 0, 3)).await.unwrap();
+    let mut lease = queue.lease(&Source::Main, WIDE).await.unwrap();
+    let theirs = lease.events.iter().map(|event| event.seq).collect();
+    queue.park(&mut lease, &theirs, "its table is gone").await.unwrap();
+    queue.ack(lease, &[]).await;
+    let aside = Source::Parked(a());
+    let lease = queue.lease(&aside, WIDE).await.unwrap();
+    queue.ack(lease, &[]).await;
+    // the position of its log is durable, the channel is parked still
+    queue.close();
+    drop(queue);
+    let queue = open(options(&disk.crash(MODES[0], 1)));
+    queue.keep_above(Kept::default());
+    assert_eq!(queue.stats().parked.len(), 1);
+    let again = queue.lease(&Source::Main, WIDE).await.unwrap();
+    assert_eq!(again.events.iter().map(|e| e.seq).collect::<Vec<_>>(), [first.first]);
+    queue.ack(again, &[]).await;
+    for _ in 0..3 {
+        assert_eq!(queue.lease(&aside, WIDE).await.unwrap().events, []);
+    }
+    // the storage is told what peers may be shown
+    let safe = queue.marks().safe(&a());
+    assert!(safe >= got.last, "{safe} of {}", got.last);
+    queue.keep_above(Kept { main: safe, channels: [(a(), safe)].into() });
+    assert_eq!(queue.lease(&aside, WIDE).await.unwrap().events, []);
+    assert_eq!(queue.stats().parked, []);
 }

@@ -10,6 +10,7 @@ use replicon::channel::{Channel, Mode, Registry};
 use replicon::clock::Clock;
 use replicon::event::{Event, Micros, ModeTag, Name, Seq};
 use replicon::storage::event_store::{Applied, EventStore, Foreign, StoredRow, Wanted};
+use replicon::storage::history::HistoryStore;
 use replicon::storage::sql::postgres::{Address, Options as ServerOptions, Server};
 use replicon::storage::sql::session::{Backend, Session as _};
 use replicon::storage::sql::sqlite::Database;
@@ -191,6 +192,36 @@ async fn postgres_conforms() {
     let breaks = "ALTER TABLE reports DROP COLUMN n";
     let sql = |sql: &str| postgres.psql("broken", sql);
     a_broken_table_takes_no_contact(server(&postgres, "broken"), sql, breaks).await;
+}
+
+/// A server that is started anew may lack what it took last: it is told nothing before it was looked
+/// at.
+#[tokio::test]
+async fn a_server_that_was_started_anew_is_told_nothing_before_it_is_met_again() {
+    let mut postgres = Postgres::start();
+    postgres.database("told");
+    let channels = || options(vec![raw("events_raw")]);
+    let storage = SqlStorage::new(server(&postgres, "told"), channels());
+    let contact = Contact { first_unacked: Seq(1), node_id: "id".to_owned(), ..Contact::default() };
+    storage.connect(&contact).await.unwrap();
+    storage.found().await.unwrap().unwrap();
+    let channel = Name::new("events_raw").unwrap();
+    storage.release(&[(channel.clone(), Seq(5))], Seq(5)).await.unwrap();
+    postgres.stop_orderly();
+    postgres.restart();
+    let told = |postgres: &Postgres| {
+        let sql = "SELECT max(released_seq) FROM replicon_released WHERE channel = 'events_raw'";
+        postgres.psql("told", sql).trim().to_owned()
+    };
+    // the first tries meet connections that ended
+    for _ in 0..5 {
+        storage.release(&[(channel.clone(), Seq(9))], Seq(9)).await.unwrap_err();
+        assert_eq!(told(&postgres), "5");
+    }
+    storage.renew(&contact).await.unwrap();
+    assert_eq!(storage.found().await.unwrap().unwrap().of("events_raw"), Seq(5));
+    storage.release(&[(channel, Seq(9))], Seq(9)).await.unwrap();
+    assert_eq!(told(&postgres), "9");
 }
 
 async fn conforms(kind: MysqlKind) {

@@ -21,6 +21,7 @@ impl<S: EventStore, P: Source> Peer<'_, S, P> {
         let before = self.lock().lives.followed().map(str::to_owned);
         let all: Vec<ChannelName> =
             self.shared.registry.all().map(|channel| channel.name.clone()).collect();
+        let mut again = before.is_some();
         for channel in &all {
             // what was never read is read from its beginning, and what stands lower goes on from there
             let Some(usual) = storage.cursor(origin, channel).await? else { continue };
@@ -33,12 +34,15 @@ impl<S: EventStore, P: Source> Peer<'_, S, P> {
             if from < usual {
                 // where one stands already nothing is done
                 storage.apply(&second_cursor(origin, channel, id, from)).await?;
+                again = true;
             }
         }
         storage.accept_id(origin, id, &[]).await?;
         self.shared.held.parted(origin, since);
         self.lock().lives.accepted(id);
-        tracing::warn!(peer = %origin, "peer {origin} goes by a new node id, {id}: its history parted at seq {since}, and everything above it is read again, once");
+        if again {
+            tracing::warn!(peer = %origin, "peer {origin} goes by a new node id, {id}: its history parted at seq {since}, and everything above it is read again, once");
+        }
         // nobody looks at its cursors any more
         if let Some(before) = before
             && let Err(e) = storage.accept_id(origin, &before, &all).await

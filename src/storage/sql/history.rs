@@ -11,8 +11,9 @@ use crate::event::{ChannelName, Seq};
 use crate::storage::history::{Found, HistoryStore, WHOLE};
 use crate::storage::{Contact, StorageError};
 
-/// Another server is taken for the one that was met where that is so short a time ago.
-const TURNS: Duration = Duration::from_secs(30);
+/// Servers behind a balancer take turns: so soon after one was met another one is told nothing, and is
+/// not met anew.
+const TURNS: Duration = Duration::from_secs(10);
 /// Most rows of one statement.
 const ROWS: usize = 200;
 
@@ -50,9 +51,14 @@ impl<B: Backend> HistoryStore for SqlStorage<B> {
         let rows: Vec<(&str, Seq)> = named.chain([(WHOLE, whole)]).collect();
         let begun = self.0.begin(&ready).await;
         let mut session = begun.map_err(|(e, at)| self.0.judge(e, at, &[]))?;
-        let written = match self.0.same_as_told(&mut session).await {
-            Ok(true) => self.0.raise(&mut session, &rows).await,
-            Ok(false) => {
+        let written = match self.0.meets(&mut session).await {
+            Ok(Server::Known) => self.0.raise(&mut session, &rows).await,
+            Ok(Server::Another) => {
+                session.rollback().await;
+                let text = "another server answers than the one that was met a moment ago";
+                return Err(StorageError::retry("contact", text));
+            }
+            Ok(Server::Stranger) => {
                 session.rollback().await;
                 // the next contact shows what stands there
                 self.0.forget(ready.epoch);
@@ -90,6 +96,17 @@ impl Incarnation {
     }
 }
 
+/// Who answers, beside what was met and told.
+enum Server {
+    /// The one that was met.
+    Known,
+    /// Another one, which shows what was told, right after one was met: what it lacks beyond is not
+    /// known.
+    Another,
+    /// It must be met anew.
+    Stranger,
+}
+
 impl<B: Backend> Inner<B> {
     /// Which server answers.
     pub(super) async fn incarnation(
@@ -108,19 +125,21 @@ impl<B: Backend> Inner<B> {
     }
 
     /// Whether the server is the one that was met, and shows what it was told.
-    async fn same_as_told(&self, session: &mut B::Session) -> Result<bool, SqlError> {
+    async fn meets(&self, session: &mut B::Session) -> Result<Server, SqlError> {
         let incarnation = self.incarnation(session).await?;
         let stands = self.released(session).await?;
         let mut state = self.state();
         let shows = |(channel, seq): (&String, &Seq)| stands.get(channel) >= Some(seq);
-        // servers behind a balancer take turns: they are not met anew each time
+        let goes_on = incarnation.goes_on(&state.incarnation);
         let lately = self.options.clock.mono().saturating_sub(state.met_at) < TURNS;
-        let goes_on = incarnation.goes_on(&state.incarnation) || lately;
-        let same = goes_on && state.told.iter().all(shows);
-        if same {
-            state.incarnation = incarnation;
+        if !state.told.iter().all(shows) {
+            return Ok(Server::Stranger);
         }
-        Ok(same)
+        if goes_on {
+            state.incarnation = incarnation;
+            return Ok(Server::Known);
+        }
+        Ok(if lately { Server::Another } else { Server::Stranger })
     }
 
     /// Raises released seqs; none goes back.

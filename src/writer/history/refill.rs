@@ -6,11 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
 use super::super::settle::Worker;
-use super::{Found, HistoryStore, Keeper, told};
+use super::{Found, HistoryStore, Keeper, Modes, told};
 use crate::event::{ChannelName, Event, Seq};
 use crate::queue::file::look::{LogFiles, Wanted as Looked};
 use crate::queue::{AnyQueue, Queue};
@@ -21,6 +23,10 @@ use crate::watermark::Watermark;
 /// Most events, and about most bytes, of one write.
 const EVENTS: usize = 4_096;
 const BYTES: usize = 4 << 20;
+
+/// How often it is looked whether what writers had in hand is resolved, and for how long.
+const WAIT: Duration = Duration::from_millis(10);
+const MOST_WAIT: Duration = Duration::from_secs(10);
 
 /// What is owed is tried again at every so many looks: every few seconds.
 const TRY_OWED: u32 = 20;
@@ -39,12 +45,18 @@ impl<S: HistoryStore> Keeper<S> {
         back: bool,
     ) -> Result<BTreeMap<ChannelName, Stretch>, String> {
         let Some(log) = self.with.log.clone() else { return Ok(BTreeMap::new()) };
-        let (marks, queue) = (self.with.marks.clone(), self.with.queue.clone());
-        let (looked, released) = (self.wanted(found), found.clone());
+        let looked = self.ended(found).await?;
         if looked.to < looked.from {
             return Ok(BTreeMap::new());
         }
-        let counted = task::blocking(move || count(&log, &looked, &released, &marks, &queue));
+        let scope = Scope {
+            found: found.clone(),
+            marks: self.with.marks.clone(),
+            queue: self.with.queue.clone(),
+            owed: self.owed.clone(),
+            modes: self.with.modes.clone(),
+        };
+        let counted = task::blocking(move || scope.count(&log, &looked));
         let mut short = BTreeMap::new();
         for (channel, Counted { above, upto, first, n }) in counted.await? {
             if n == 0 {
@@ -74,10 +86,22 @@ impl<S: HistoryStore> Keeper<S> {
         Ok(short)
     }
 
-    /// Behind what the storage surely has, up to what was handed to writers.
-    fn wanted(&self, found: &Found) -> Looked {
-        let read = self.with.marks.with(|marks| marks.read_to());
-        Looked { from: Some(found.whole().next().0), to: Some(read.0), ..Looked::default() }
+    /// Behind what the storage surely has, up to what was handed to writers and is resolved or set
+    /// aside by now. What was stored above events that are still tried may be gone as well, and nobody
+    /// would look for it later: so those are waited for. They were handed out before the storage was
+    /// met, and end soon once it answers.
+    async fn ended(&self, found: &Found) -> Result<Looked, String> {
+        let marks = &self.with.marks;
+        let (read, handed_out) = marks.with(|marks| (marks.read_to(), marks.under_way()));
+        let mut waited = Duration::ZERO;
+        while marks.with(|marks| !marks.under_way().is_disjoint(&handed_out)) {
+            if waited >= MOST_WAIT {
+                return Err("events that writers had in hand when the storage was met are neither stored nor set aside yet".to_owned());
+            }
+            task::sleep(WAIT).await;
+            waited += WAIT;
+        }
+        Ok(Looked { from: Some(found.whole().next().0), to: Some(read.0), ..Looked::default() })
     }
 
     /// Writes these stretches again, as far as the log holds them. Those of channels that the storage
@@ -93,8 +117,12 @@ impl<S: HistoryStore> Keeper<S> {
         let to = short.values().map(|(_, upto)| upto.0).max();
         let looked = Looked { from, to, ..Looked::default() };
         let (batches, mut taken) = mpsc::channel(2);
-        let stretches = short.clone();
-        let reading = task::blocking(move || read(&log, &looked, &stretches, &batches));
+        let (stretches, modes) = (short.clone(), self.with.modes.clone());
+        let wanted = move |event: &Event| {
+            let within = |(above, upto): &Stretch| event.seq > *above && event.seq <= *upto;
+            stretches.get(&event.channel).is_some_and(within) && is_of_today(&modes, event)
+        };
+        let reading = task::blocking(move || read(&log, &looked, wanted, &batches));
         let writing = async {
             let mut stuck = BTreeSet::new();
             while let Some(mut batch) = taken.recv().await {
@@ -138,6 +166,18 @@ impl<S: HistoryStore> Keeper<S> {
             Err(why) => tracing::error!("what the storage lacks is not written again yet: {why}"),
         }
         self.show_what_is_owed();
+    }
+
+    /// These stretches, and with them what was owed of their channels before.
+    pub(super) fn with_owed(
+        &self,
+        mut short: BTreeMap<ChannelName, Stretch>,
+    ) -> BTreeMap<ChannelName, Stretch> {
+        for (channel, (above, upto)) in &self.owed {
+            let stretch = short.entry(channel.clone()).or_insert((*above, *upto));
+            *stretch = (stretch.0.min(*above), stretch.1.max(*upto));
+        }
+        short
     }
 
     /// Of these stretches, which were tried, the storage still lacks some. Peers are shown nothing of
@@ -185,44 +225,69 @@ struct Counted {
     n: u64,
 }
 
-/// Counts what the storage should have, a channel each.
-fn count(
-    log: &LogFiles,
-    looked: &Looked,
-    found: &Found,
-    marks: &Watermark,
-    queue: &AnyQueue,
-) -> Result<BTreeMap<ChannelName, Counted>, String> {
-    let mut counted: BTreeMap<ChannelName, Counted> = BTreeMap::new();
-    let read = log.events(looked, &mut |event, _| {
-        let of = counted.entry(event.channel.clone()).or_insert_with(|| Counted {
-            above: found.of(event.channel.as_str()).max(found.whole()),
-            upto: marks.safe(&event.channel),
-            first: Seq(0),
-            n: 0,
-        });
-        if event.seq > of.above && event.seq <= of.upto && !queue.is_dead(event.seq) {
-            if of.n == 0 {
-                of.first = event.seq;
-            }
-            of.n += 1;
-        }
-        ControlFlow::Continue(())
-    });
-    read.map(|()| counted).map_err(|e| e.to_string())
+/// What says what the storage should have.
+struct Scope {
+    found: Found,
+    marks: Arc<Watermark>,
+    queue: Arc<AnyQueue>,
+    owed: BTreeMap<ChannelName, Stretch>,
+    modes: Arc<Modes>,
 }
 
-/// Hands the events of these stretches on, in order.
+/// Whether the event stands where its channel's events are looked for today: not where the channel is
+/// gone, or had another mode then.
+fn is_of_today(modes: &Modes, event: &Event) -> bool {
+    modes.get(&event.channel) == Some(&event.mode)
+}
+
+impl Scope {
+    /// Counts it, a channel each, of what was looked at: all of that is resolved or set aside.
+    fn count(
+        &self,
+        log: &LogFiles,
+        looked: &Looked,
+    ) -> Result<BTreeMap<ChannelName, Counted>, String> {
+        let mut counted: BTreeMap<ChannelName, Counted> = BTreeMap::new();
+        let all = Seq(looked.to.unwrap_or(u64::MAX));
+        let read = log.events(looked, &mut |event, _| {
+            let channel = &event.channel;
+            let of = counted.entry(channel.clone()).or_insert_with(|| Counted {
+                above: self.found.of(channel.as_str()).max(self.found.whole()),
+                upto: self.upto(channel, all),
+                first: Seq(0),
+                n: 0,
+            });
+            let within = event.seq > of.above && event.seq <= of.upto;
+            if within && is_of_today(&self.modes, event) && !self.queue.is_dead(event.seq) {
+                if of.n == 0 {
+                    of.first = event.seq;
+                }
+                of.n += 1;
+            }
+            ControlFlow::Continue(())
+        });
+        read.map(|()| counted).map_err(|e| e.to_string())
+    }
+
+    /// Up to where a channel's events should stand there. What is set aside is not stored yet; what is
+    /// owed of it was, once.
+    fn upto(&self, channel: &ChannelName, all: Seq) -> Seq {
+        let aside = self.marks.with(|marks| marks.set_aside(channel));
+        let resolved = aside.map_or(all, |first| all.min(Seq(first.0.saturating_sub(1))));
+        self.owed.get(channel).map_or(resolved, |(_, upto)| resolved.max(*upto))
+    }
+}
+
+/// Hands these events on, in order.
 fn read(
     log: &LogFiles,
     looked: &Looked,
-    stretches: &BTreeMap<ChannelName, Stretch>,
+    wanted: impl Fn(&Event) -> bool,
     batches: &mpsc::Sender<Vec<Event>>,
 ) -> Result<(), String> {
     let (mut batch, mut bytes) = (Vec::new(), 0);
     let read = log.events(looked, &mut |event, _| {
-        let within = |(above, upto): &Stretch| event.seq > *above && event.seq <= *upto;
-        if !stretches.get(&event.channel).is_some_and(within) {
+        if !wanted(event) {
             return ControlFlow::Continue(());
         }
         bytes += event.payload.len();
