@@ -176,9 +176,7 @@ impl<S: Mend, P: Source> Operator<S, P> {
                     all.wrong.push(line);
                 }
                 Err(Failed::Storage(why)) => {
-                    if all.own > 0 {
-                        let _ = mark.settle(&self.history).await;
-                    }
+                    let _ = mark.settle(&self.history).await;
                     return Err(format!(
                         "the storage fails: {why}; moved before that: {}; run this again to go on",
                         rows(all.moved)
@@ -186,10 +184,9 @@ impl<S: Mend, P: Source> Operator<S, P> {
                 }
             }
         }
-        if all.own > 0 {
-            let drawn = mark.settle(&self.history).await;
-            drawn.map_err(|e| format!("{}; but {}", all.text(narrow), no_id(&e)))?;
-        }
+        // of rows of our own, also where the answer to their commit was lost
+        let drawn = mark.settle(&self.history).await;
+        drawn.map_err(|e| format!("{}; but {}", all.text(narrow), no_id(&e)))?;
         // an operator has looked: what waited for one goes on
         self.resume.send_modify(|n| *n += 1);
         let text = format!("{}; channels that were stopped go on", all.text(narrow));

@@ -26,6 +26,7 @@ use super::{Peering, Source};
 use crate::channel::Channel;
 use crate::event::{ChannelName, Origin, Seq};
 use crate::life::Life;
+use crate::storage::StorageError;
 use crate::storage::event_store::{EventStore, Foreign};
 use crate::task;
 use ear::{Ear, Pause, Said};
@@ -150,19 +151,21 @@ impl<'a, S: EventStore, P: Source> Peer<'a, S, P> {
         }
     }
 
-    /// The ids of the peer, as they are kept.
+    /// The ids of the peer, as they are kept, and how far we have come with it.
     async fn recall(&self) {
         let mut backoff = OF_STORAGE;
-        let accepted = loop {
-            match self.shared.storage.accepted_ids(self.name).await {
-                Ok(ids) => break ids,
-                Err(e) => tracing::debug!("the ids of peer {} are not known yet: {e}", self.name),
-            }
+        while let Err(e) = self.try_to_recall().await {
+            tracing::debug!("what is kept of peer {} is not known yet: {e}", self.name);
             let dice = self.throw();
             task::sleep(backoff.failed(dice)).await;
-        };
+        }
+    }
+
+    async fn try_to_recall(&self) -> Result<(), StorageError> {
+        let accepted = self.shared.storage.accepted_ids(self.name).await?;
         self.shared.board.id(self.name, accepted.last().map(String::as_str));
         self.lock().lives = Lives::new(accepted);
+        self.note_cursors().await
     }
 
     fn lock(&self) -> MutexGuard<'_, Common> {

@@ -118,6 +118,11 @@ pub trait EventStore: Storage {
         origin: &Origin,
         channel: &ChannelName,
     ) -> impl Future<Output = Result<Option<Seq>, StorageError>> + Send;
+    /// The stored cursors of all of an origin's channels, configured today or not.
+    fn cursors(
+        &self,
+        origin: &Origin,
+    ) -> impl Future<Output = Result<Vec<(ChannelName, Seq)>, StorageError>> + Send;
     /// The cursor of reading an origin's channel again under a node id.
     fn cursor_again(
         &self,

@@ -131,6 +131,7 @@ impl Listing<'_> {
             ("released upsert 2", dialect.released_upsert(2)),
             ("released read", dialect.released_read()),
             ("progress read", dialect.progress_read()),
+            ("progress all", dialect.progress_all()),
             ("progress first", dialect.insert(&table::replication_progress(), 1)),
             ("progress advance", dialect.progress_advance()),
             ("progress delete", dialect.progress_delete()),

@@ -423,3 +423,41 @@ async fn a_drained_channel_that_comes_again_after_a_crash_is_passed_and_ends() {
     assert_eq!(queue.lease(&aside, WIDE).await.unwrap().events, []);
     assert_eq!(queue.stats().parked, []);
 }
+
+/// A drained channel ends by two writes of the ack record, and one of them may fail.
+#[tokio::test]
+async fn whatever_fails_when_a_drained_channel_ends_nothing_is_reported_lost() {
+    for fails_at in 0.. {
+        let disk = SimDisk::new();
+        // each batch is a segment of its own
+        let queue = open(Options { segment_bytes: 1, ..options(&disk) });
+        for n in 0..3 {
+            queue.append(batch("a", n, 1)).await.unwrap();
+        }
+        let mut lease = queue.lease(&Source::Main, WIDE).await.unwrap();
+        let theirs = lease.events.iter().map(|event| event.seq).collect();
+        queue.park(&mut lease, &theirs, "its table is gone").await.unwrap();
+        queue.ack(lease, &[]).await;
+        let aside = Source::Parked(a());
+        let lease = queue.lease(&aside, WIDE).await.unwrap();
+        queue.ack(lease, &[]).await;
+        disk.fail(None, Fault::Once(fails_at));
+        let _ = queue.lease(&aside, WIDE).await;
+        let not_met = !disk.healthy();
+        disk.heal();
+        queue.append(batch("b", 0, 1)).await.unwrap();
+        let lease = queue.lease(&Source::Main, WIDE).await.unwrap();
+        queue.ack(lease, &[]).await;
+        queue.close();
+        drop(queue);
+        for mode in MODES {
+            let again = open(options(&disk.crash(mode, fails_at)));
+            let stats = again.stats();
+            assert_eq!(stats.damage, Vec::<String>::new(), "operation {fails_at}, {mode:?}");
+            assert_eq!(counts(&again).lost, 0, "operation {fails_at}, {mode:?}");
+        }
+        if not_met {
+            break;
+        }
+    }
+}

@@ -257,7 +257,11 @@ impl Shared {
             let (slots, record) = &mut *ack;
             let mut next = record.clone();
             next.parked.remove(channel.as_str());
-            slots.write(&next)?;
+            if let Err(e) = slots.write(&next) {
+                // the record that goes on may know nothing of its position any more
+                parking.still_changed();
+                return Err(e);
+            }
             *record = next;
         }
         let Some(aside) = parking.channels.remove(channel) else { return Ok(()) };

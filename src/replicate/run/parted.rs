@@ -19,12 +19,11 @@ impl<S: EventStore, P: Source> Peer<'_, S, P> {
     pub(super) async fn parted(&self, id: &str, since: Seq) -> Result<(), StorageError> {
         let (storage, origin) = (&self.shared.storage, self.name);
         let before = self.lock().lives.followed().map(str::to_owned);
-        let all: Vec<ChannelName> =
-            self.shared.registry.all().map(|channel| channel.name.clone()).collect();
+        // what was never read is read from its beginning, and what stands lower goes on from there
+        let cursors = storage.cursors(origin).await?;
         let mut again = before.is_some();
-        for channel in &all {
-            // what was never read is read from its beginning, and what stands lower goes on from there
-            let Some(usual) = storage.cursor(origin, channel).await? else { continue };
+        for (channel, usual) in &cursors {
+            let usual = *usual;
             let mut from = usual.min(since);
             if let Some(before) = &before {
                 // that was not read again wholly
@@ -44,10 +43,27 @@ impl<S: EventStore, P: Source> Peer<'_, S, P> {
             tracing::warn!(peer = %origin, "peer {origin} goes by a new node id, {id}: its history parted at seq {since}, and everything above it is read again, once");
         }
         // nobody looks at its cursors any more
+        let all: Vec<ChannelName> = cursors.into_iter().map(|(channel, _)| channel).collect();
         if let Some(before) = before
             && let Err(e) = storage.accept_id(origin, &before, &all).await
         {
             tracing::debug!("cursors of node id {before} of {origin} are left: {e}");
+        }
+        Ok(())
+    }
+
+    /// Notes how far every channel of the peer's own has come, so that it is told no less than that,
+    /// whichever of them is asked for first.
+    pub(super) async fn note_cursors(&self) -> Result<(), StorageError> {
+        let (storage, held) = (&self.shared.storage, &self.shared.held);
+        let followed = self.lock().lives.followed().map(str::to_owned);
+        for (channel, usual) in storage.cursors(self.name).await? {
+            let again = match &followed {
+                Some(id) => storage.cursor_again(self.name, &channel, id).await?,
+                None => None,
+            };
+            held.note_before(self.name, usual);
+            held.note(self.name, again.unwrap_or(usual));
         }
         Ok(())
     }

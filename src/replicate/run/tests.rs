@@ -170,6 +170,29 @@ async fn what_is_known_of_cursors_is_forgotten_when_our_own_history_is_settled_a
 }
 
 #[tokio::test]
+async fn a_peer_is_told_the_highest_of_all_channels_from_the_first_request_on() {
+    let mut node = pulling().await;
+    node.storage.accept_id(&name("dc2"), "x", &[]).await.unwrap();
+    node.has("a", Seq(10)).await;
+    // of a channel that no configuration names any more, too
+    node.has("gone", Seq(5000)).await;
+    node.pulls_from("x", None);
+    node.settle();
+    let (ask, known) = node.ask().await;
+    assert_eq!((ask.from, known.unwrap().seq), (Seq(11), Seq(5000)));
+}
+
+#[tokio::test]
+async fn what_a_relay_gave_is_read_again_where_the_origin_is_met_first_and_has_parted() {
+    let mut node = pulling().await;
+    node.has("a", Seq(400)).await;
+    node.pulls_from("new", Some(Seq(100)));
+    node.settle();
+    assert_eq!(node.ask().await.0.from, Seq(401));
+    assert_eq!(node.ask().await.0.from, Seq(101));
+}
+
+#[tokio::test]
 async fn another_id_is_followed_at_once_and_everything_behind_its_parting_is_read_again() {
     let mut node = pulling().await;
     let (peer, off, since) = (name("dc2"), name("off"), Seq(100));

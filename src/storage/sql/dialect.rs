@@ -293,6 +293,17 @@ pub trait Dialect: Send + Sync {
         )
     }
 
+    /// The stored cursors of an origin, each with its channel. Parameters: origin.
+    fn progress_all(&self) -> String {
+        format!(
+            "SELECT {}, {} FROM {} WHERE {}",
+            self.cast_text(&self.quote("channel")),
+            self.cast_text(&self.quote("last_origin_seq_received")),
+            self.quote("replication_progress"),
+            compare(self, "peer_dc", "=", 1, ColumnType::OriginDc)
+        )
+    }
+
     /// Moves a cursor; no row is affected where it is not the expected one. Parameters: new seq, the
     /// present moment, origin, channel, expected seq.
     fn progress_advance(&self) -> String {

@@ -15,7 +15,7 @@ use super::session::{Backend, Param, Session, SqlError, TextRow};
 use super::table::{Table, replication_progress, replicon_origin, replicon_quarantine};
 use super::value::{bytes, micros, payload_of, timestamptz};
 use super::{At, Inner, SqlStorage, seq_param};
-use crate::event::{ChannelName, Micros, Origin, Seq};
+use crate::event::{ChannelName, Micros, Name, Origin, Seq};
 use crate::storage::event_store::{Applied, EventStore, Foreign, Page, StoredRow, Wanted};
 use crate::storage::{Kind, StorageError};
 
@@ -43,6 +43,16 @@ impl<B: Backend> EventStore for SqlStorage<B> {
         channel: &ChannelName,
     ) -> Result<Option<Seq>, StorageError> {
         self.0.cursor_of(origin.as_str(), channel).await
+    }
+
+    async fn cursors(&self, origin: &Origin) -> Result<Vec<(ChannelName, Seq)>, StorageError> {
+        let sql = self.0.backend.dialect().progress_all();
+        let rows = self.0.look(&sql, &[name(origin)], None).await?;
+        let pair = |row: &TextRow| match row.as_slice() {
+            [Some(channel), Some(seq)] => Some((Name::new(channel).ok()?, Seq(seq.parse().ok()?))),
+            _ => None,
+        };
+        Ok(rows.iter().filter_map(pair).collect())
     }
 
     async fn cursor_again(
