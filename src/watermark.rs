@@ -190,12 +190,6 @@ impl Marks {
         self.leases.keys().copied().collect()
     }
 
-    /// The first seq of the channel that is set aside and not resolved, as far as any is.
-    #[must_use]
-    pub fn set_aside(&self, channel: &ChannelName) -> Option<Seq> {
-        self.slots.get(channel).and_then(|slot| slot.parked)
-    }
-
     /// The channels of which anything is known.
     #[must_use]
     pub fn channels(&self) -> Vec<ChannelName> {

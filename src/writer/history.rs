@@ -214,7 +214,7 @@ impl<S: HistoryStore> Keeper<S> {
         if met {
             // before it is counted: whoever stores on for long stores all of it once more
             self.with.report.met.fetch_add(1, Ordering::SeqCst);
-            short = self.with_owed(self.short(found, back.is_some()).await?);
+            short = self.short(found, back.is_some()).await?;
         }
         if met {
             self.whole = Some(whole);

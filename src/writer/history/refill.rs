@@ -168,18 +168,6 @@ impl<S: HistoryStore> Keeper<S> {
         self.show_what_is_owed();
     }
 
-    /// These stretches, and with them what was owed of their channels before.
-    pub(super) fn with_owed(
-        &self,
-        mut short: BTreeMap<ChannelName, Stretch>,
-    ) -> BTreeMap<ChannelName, Stretch> {
-        for (channel, (above, upto)) in &self.owed {
-            let stretch = short.entry(channel.clone()).or_insert((*above, *upto));
-            *stretch = (stretch.0.min(*above), stretch.1.max(*upto));
-        }
-        short
-    }
-
     /// Of these stretches, which were tried, the storage still lacks some. Peers are shown nothing of
     /// those channels from there on.
     pub(super) fn owe(
@@ -269,12 +257,11 @@ impl Scope {
         read.map(|()| counted).map_err(|e| e.to_string())
     }
 
-    /// Up to where a channel's events should stand there. What is set aside is not stored yet; what is
-    /// owed of it was, once.
+    /// Up to where a channel's events should stand there: nothing of what was looked at is in anybody's
+    /// hands, so that is S, as far as was looked; what is owed stood there once, too.
     fn upto(&self, channel: &ChannelName, all: Seq) -> Seq {
-        let aside = self.marks.with(|marks| marks.set_aside(channel));
-        let resolved = aside.map_or(all, |first| all.min(Seq(first.0.saturating_sub(1))));
-        self.owed.get(channel).map_or(resolved, |(_, upto)| resolved.max(*upto))
+        let safe = self.marks.safe(channel).min(all);
+        self.owed.get(channel).map_or(safe, |(_, upto)| safe.max(*upto))
     }
 }
 
