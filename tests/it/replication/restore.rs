@@ -3,7 +3,7 @@
 //!
 //! Attacks I3 and I6, H73 to H77, and R9 of the goals.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{CHANNELS, Cluster, SOON, TOKEN, ask};
 use crate::sql::site::Site;
@@ -22,6 +22,8 @@ enum Loss {
     Wiped(&'static str),
     /// Its database on a server is again what it was.
     Dump,
+    /// The whole server is.
+    Server,
 }
 
 impl Loss {
@@ -31,19 +33,24 @@ impl Loss {
     }
 
     /// Remembers how it is.
-    fn keep(self, site: &Site) {
-        let dir = site.path();
+    fn keep(self, site: &mut Site) {
         match self {
-            Self::Back(part) => copy(&dir.join(part), &dir.join("kept")),
+            Self::Back(part) => copy(&site.path().join(part), &site.path().join("kept")),
             Self::Wiped(_) => {}
             Self::Dump => {
                 nobody_there(site);
                 site.server().admin("CREATE DATABASE kept TEMPLATE replicon");
             }
+            Self::Server => {
+                let (data, kept) = data_of(site);
+                site.server_mut().stop_orderly();
+                copy_data(&data, &kept);
+                site.server_mut().restart();
+            }
         }
     }
 
-    fn strike(self, site: &Site) {
+    fn strike(self, site: &mut Site) {
         let dir = site.path();
         match self {
             Self::Back(part) => {
@@ -62,8 +69,21 @@ impl Loss {
                 site.server().admin("DROP DATABASE replicon");
                 site.server().admin("CREATE DATABASE replicon TEMPLATE kept OWNER replicon");
             }
+            Self::Server => {
+                let (data, kept) = data_of(site);
+                site.server_mut().kill();
+                std::fs::remove_dir_all(&data).unwrap();
+                copy_data(&kept, &data);
+                site.server_mut().restart();
+            }
         }
     }
+}
+
+/// Where a server keeps its data, and where a copy of it lies.
+fn data_of(site: &Site) -> (PathBuf, PathBuf) {
+    let dir = site.server().directory();
+    (dir.join("data"), dir.join("kept"))
 }
 
 /// A database that somebody uses can be neither copied nor dropped.
@@ -146,7 +166,7 @@ fn drill(dc1: Site, loss: Loss) {
     cluster.post_everywhere(10);
     cluster.settled(30);
     cluster.stop(0);
-    loss.keep(&cluster.members[0].site);
+    loss.keep(&mut cluster.members[0].site);
     cluster.begin(0);
     let before = id_of(&cluster, 0);
     cluster.post(0, "events_raw", 20);
@@ -164,7 +184,7 @@ fn drill(dc1: Site, loss: Loss) {
     has_of_dc1(&cluster, 1, 40 + 30 + 5);
     log_is_short(&cluster.members[0].site);
     cluster.stop(0);
-    loss.strike(&cluster.members[0].site);
+    loss.strike(&mut cluster.members[0].site);
     cluster.begin(0);
 
     let after = wait_until(SOON, "another node id", || {
@@ -199,6 +219,16 @@ fn a_database_from_an_old_copy_is_whole_again_after_recover() {
 #[test]
 fn a_database_of_postgres_from_an_old_dump_is_whole_again_after_recover() {
     drill(Site::postgres(), Loss::Dump);
+}
+
+#[test]
+fn a_server_of_mariadb_that_goes_back_is_whole_again_after_recover() {
+    drill(Site::mariadb(), Loss::Server);
+}
+
+#[test]
+fn a_server_of_mysql_that_goes_back_is_whole_again_after_recover() {
+    drill(Site::mysql(), Loss::Server);
 }
 
 #[test]
@@ -270,11 +300,11 @@ fn post(node: &Node, channel: &str, count: usize) -> u64 {
 /// database tells it.
 #[test]
 fn a_database_that_went_back_is_noticed_by_what_the_directory_remembers() {
-    let site = Site::sqlite();
+    let mut site = Site::sqlite();
     let node = alone(&site);
     told(&site, post(&node, "events_raw", 1));
     assert_eq!(node.stop().code(), Some(0));
-    Loss::Back("data/db").keep(&site);
+    Loss::Back("data/db").keep(&mut site);
     let node = alone(&site);
     told(&site, post(&node, "events_raw", 1));
     assert_eq!(node.stop().code(), Some(0));
@@ -282,7 +312,7 @@ fn a_database_that_went_back_is_noticed_by_what_the_directory_remembers() {
     log_is_short(&site);
     let before = node.health()["node_id"].clone();
     assert_eq!(node.stop().code(), Some(0));
-    Loss::Back("data/db").strike(&site);
+    Loss::Back("data/db").strike(&mut site);
     let node = alone(&site);
     wait_until(SOON, "another node id", || match node.health()["node_id"].clone() {
         id if id == before => Err(node.log()),
@@ -294,17 +324,17 @@ fn a_database_that_went_back_is_noticed_by_what_the_directory_remembers() {
 /// What is not in the table is shown to nobody as if it were, and the log keeps it.
 #[test]
 fn what_a_storage_lacks_of_a_broken_table_is_not_shown_until_it_is_mended() {
-    let site = Site::sqlite();
+    let mut site = Site::sqlite();
     let node = alone(&site);
     told(&site, post(&node, "reports", 5));
     assert_eq!(node.stop().code(), Some(0));
-    Loss::Back("data/db").keep(&site);
+    Loss::Back("data/db").keep(&mut site);
     let node = alone(&site);
     let first = post(&node, "reports", 1);
     let last = post(&node, "reports", 9);
     told(&site, last);
     assert_eq!(node.stop().code(), Some(0));
-    Loss::Back("data/db").strike(&site);
+    Loss::Back("data/db").strike(&mut site);
     site.sql("CREATE TRIGGER broken BEFORE INSERT ON reports BEGIN SELECT nobody_knows(); END");
     let node = alone(&site);
     let words = "refuses what it lacks of channel reports";
@@ -343,27 +373,18 @@ fn what_a_storage_lacks_of_a_broken_table_is_not_shown_until_it_is_mended() {
 
 /// The server fails over to one that lacks the last events, under a node that runs: they come back by
 /// themselves from the log, and it goes by another id (H36).
-#[test]
-fn a_server_that_goes_back_under_a_running_node_gets_its_events_from_the_log() {
-    let mut site = Site::postgres();
+fn goes_back_under_a_running_node(mut site: Site) {
     let node = alone(&site);
     let post = |n: usize| post(&node, "events_raw", n);
     let id = || node.health()["node_id"].as_str().unwrap().to_owned();
     told(&site, post(50));
     rows(&site, 50);
-    let data = site.server().directory().join("data");
-    let kept = site.server().directory().join("kept");
-    site.server_mut().stop_orderly();
-    copy_data(&data, &kept);
-    site.server_mut().restart();
+    Loss::Server.keep(&mut site);
     told(&site, post(100));
     rows(&site, 150);
     let before = id();
 
-    site.server_mut().kill();
-    std::fs::remove_dir_all(&data).unwrap();
-    copy_data(&kept, &data);
-    site.server_mut().restart();
+    Loss::Server.strike(&mut site);
     post(5);
     rows(&site, 155);
     wait_until(SOON, "another node id", || match id() {
@@ -371,4 +392,19 @@ fn a_server_that_goes_back_under_a_running_node_gets_its_events_from_the_log() {
         _ => Ok(()),
     });
     assert_eq!(node.health()["ingest"]["dead_letter_total"], 0);
+}
+
+#[test]
+fn a_server_that_goes_back_under_a_running_node_gets_its_events_from_the_log() {
+    goes_back_under_a_running_node(Site::postgres());
+}
+
+#[test]
+fn a_mariadb_that_goes_back_under_a_running_node_gets_its_events_from_the_log() {
+    goes_back_under_a_running_node(Site::mariadb());
+}
+
+#[test]
+fn a_mysql_that_goes_back_under_a_running_node_gets_its_events_from_the_log() {
+    goes_back_under_a_running_node(Site::mysql());
 }

@@ -104,11 +104,11 @@ impl Server {
         each!(self, server => server.end_sessions())
     }
 
-    /// Where a PostgreSQL server keeps its files.
+    /// Where it keeps its files.
     pub(crate) fn directory(&self) -> &Path {
         match self {
             Self::Postgres(server) => server.socket_dir(),
-            Self::Mysql(_) => panic!("this is not PostgreSQL"),
+            Self::Mysql(server) => server.directory(),
         }
     }
 

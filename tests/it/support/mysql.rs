@@ -221,6 +221,11 @@ impl Mysql {
         self.child.as_ref().expect("it does not run").id()
     }
 
+    /// Where it keeps its files.
+    pub fn directory(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// Which of the two it is.
     pub fn kind(&self) -> Kind {
         self.kind
