@@ -184,6 +184,12 @@ impl Marks {
         self.read
     }
 
+    /// The first seq of the channel that is set aside and not resolved, as far as any is.
+    #[must_use]
+    pub fn set_aside(&self, channel: &ChannelName) -> Option<Seq> {
+        self.slots.get(channel).and_then(|slot| slot.parked)
+    }
+
     /// The leases that were handed out and have not ended.
     #[must_use]
     pub fn under_way(&self) -> BTreeSet<u64> {
@@ -310,13 +316,19 @@ impl Marks {
     /// The largest S of the channel; that of an idle one is the last seq given out.
     #[must_use]
     pub fn safe(&self, channel: &ChannelName) -> Seq {
-        let before = |seq: Seq| Seq(seq.0.saturating_sub(1));
+        let owed = self.slots.get(channel).and_then(|slot| slot.owed);
+        owed.map(before).into_iter().fold(self.resolved_to(channel), Seq::min)
+    }
+
+    /// As [`Marks::safe`], whatever the storage lacks again.
+    #[must_use]
+    pub fn resolved_to(&self, channel: &ChannelName) -> Seq {
         let mut safe = self.readable();
         let Some(slot) = self.slots.get(channel) else { return safe };
         if slot.last > self.read {
             safe = safe.min(before(slot.unread.max(self.read.next())));
         }
-        let held = slot.leased.first().copied().into_iter().chain(slot.parked).chain(slot.owed);
+        let held = slot.leased.first().copied().into_iter().chain(slot.parked);
         held.map(before).fold(safe, Seq::min)
     }
 
@@ -434,6 +446,10 @@ impl Watermark {
     fn lock(&self) -> MutexGuard<'_, Marks> {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+const fn before(seq: Seq) -> Seq {
+    Seq(seq.0.saturating_sub(1))
 }
 
 #[cfg(test)]

@@ -222,10 +222,13 @@ impl Held {
         self.left.len() < limit.events && bytes < limit.bytes
     }
 
-    /// The leases of which nothing is left; they are held no more.
+    /// The leases of which nothing is left, up to the first of which something is; they are held no
+    /// more. What lies behind a stuck event may have to be stored again.
     fn resolved(&mut self) -> Vec<Lease> {
         let left: BTreeSet<Seq> = self.left.iter().map(|event| event.seq).collect();
-        self.leases.extract_if(.., |l| l.events.iter().all(|e| !left.contains(&e.seq))).collect()
+        let whole = |lease: &&Lease| lease.events.iter().all(|e| !left.contains(&e.seq));
+        let n = self.leases.iter().take_while(whole).count();
+        self.leases.drain(..n).collect()
     }
 
     /// A storage that was met anew may lack what it had taken: all of it is left, but what is dead.
@@ -252,8 +255,9 @@ impl Held {
         self.dead.dedup();
         let stuck: Vec<&BTreeSet<Seq>> = settled.stuck.values().map(|(seqs, _)| seqs).collect();
         self.left.retain(|e| stuck.iter().any(|seqs| seqs.contains(&e.seq)));
+        let why = settled.stuck.into_values().next().map(|(_, why)| why);
         self.met_anew(met());
-        Some(settled.stuck.into_values().next().map(|(_, why)| why).unwrap_or_default())
+        Some(why.unwrap_or_else(|| "its storage was met anew meanwhile".to_owned()))
     }
 }
 

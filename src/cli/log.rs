@@ -215,12 +215,12 @@ fn dump(global: &Global, wanted: &Wanted) -> Ended {
     }
     let directory = with_a_log(global)?;
     let mut out = Out::stdout();
-    directory.files().events(wanted, &mut |event, waits| {
+    directory.files().events(wanted, &mut |event, stands| {
         let head = Head {
             seq: event.seq.0,
             channel: event.channel.as_str(),
             received_at: rfc3339(event.received_at),
-            state: if waits { "queued" } else { "released" },
+            state: if stands.waits { "queued" } else { "released" },
         };
         let read = out.line(with_payload(&head, &event.payload));
         if read { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }

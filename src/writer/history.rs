@@ -8,7 +8,7 @@
 
 mod refill;
 
-use refill::Stretch;
+use refill::{Missing, Stretch};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -107,6 +107,9 @@ struct Keeper<S> {
     released: BTreeMap<ChannelName, Seq>,
     /// What the storage lacks of channels that it refuses now: tried again, and kept in the log.
     owed: BTreeMap<ChannelName, Stretch>,
+    /// What a meeting found while writers had leases in hand that have not ended since: until they have,
+    /// nothing is told, and then it is looked once more.
+    pending: Option<(Found, BTreeSet<u64>)>,
     /// Turns of the loop: what is owed is tried again at every so many.
     looks: u32,
 }
@@ -124,6 +127,7 @@ impl<S: HistoryStore> Keeper<S> {
             told: (Seq(0), Seq(0)),
             released: BTreeMap::new(),
             owed: BTreeMap::new(),
+            pending: None,
             looks: 0,
         }
     }
@@ -152,6 +156,13 @@ impl<S: HistoryStore> Keeper<S> {
                 let node = self.with.queue.node();
                 self.settle(Found { owner: Some(node.node_id), ..Found::default() }).await;
             }
+            let marks = self.with.marks.clone();
+            let ended = |(_, open): &mut (Found, BTreeSet<u64>)| {
+                marks.with(|marks| marks.under_way().is_disjoint(open))
+            };
+            if let Some((found, _)) = self.pending.take_if(ended) {
+                self.settle(found).await;
+            }
             self.answer_asks().await;
             self.pay_what_is_owed().await;
             if let Err(e) = self.tell().await {
@@ -167,11 +178,18 @@ impl<S: HistoryStore> Keeper<S> {
         // until it is told anew, since all that the log holds may have to be written again
         self.released.clear();
         self.with.queue.keep_above(Seq(0), &self.released);
+        if let Some((earlier, _)) = self.pending.take_if(|_| found.epoch > 0) {
+            let stranger = found.stranger;
+            found = Found { stranger, ..earlier.and(found) };
+        }
         let mut said = String::new();
         loop {
             match self.try_settle(&found).await {
                 Ok(None) => break,
-                Ok(Some(more)) => (found, self.drawn) = (more, false),
+                Ok(Some(more)) => {
+                    (found, self.drawn) = (more, false);
+                    task::sleep(TELL_EVERY).await;
+                }
                 Err(why) => {
                     let text = format!(
                         "this node's history is not settled, and peers are served nothing: {why}; tried again by itself"
@@ -210,12 +228,15 @@ impl<S: HistoryStore> Keeper<S> {
         let whole = self.whole.map_or(found.whole(), |whole| whole.min(found.whole()));
         // one that was asked for by a peer found nothing anew
         let met = found.epoch > 0;
-        let mut short = BTreeMap::new();
+        let mut missing = Missing::default();
         if met {
             // before it is counted: whoever stores on for long stores all of it once more
             self.with.report.met.fetch_add(1, Ordering::SeqCst);
-            short = self.short(found, back.is_some()).await?;
+            missing = self.missing(found, back.is_some()).await?;
+            let again = || (Found { stranger: false, ..found.clone() }, missing.open.clone());
+            self.pending = (!missing.open.is_empty()).then(again);
         }
+        let Missing { short, again, .. } = missing;
         if met {
             self.whole = Some(whole);
         }
@@ -231,8 +252,9 @@ impl<S: HistoryStore> Keeper<S> {
         if let Some((since, why)) = parted.filter(|_| !self.drawn) {
             self.draw(since, &why, found).await?;
         }
-        let owed = self.refill(&short).await?;
-        self.owe(&short, owed);
+        let all: BTreeMap<ChannelName, Stretch> = again.into_iter().chain(short).collect();
+        let owed = self.refill(&all).await?;
+        self.owe(&all, &owed);
         let later = self.with.storage.found().await.map_err(told)?;
         let epoch = later.as_ref().map_or(found.epoch, |later| later.epoch);
         if let Some(later) = later {
@@ -415,6 +437,9 @@ impl<S: HistoryStore> Keeper<S> {
 
     /// Tells storage and directory how far channels are released; then the log may forget it.
     async fn tell(&mut self) -> Result<(), StorageError> {
+        if self.pending.is_some() {
+            return Ok(());
+        }
         // first: what is released of the log is never above what is resolved
         let main = self.with.queue.released();
         let known = if self.number.is_none() { self.known_channels() } else { BTreeSet::new() };

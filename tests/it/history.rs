@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use replicon::channel::{Channel, Mode, Registry};
 use replicon::clock::Clock;
-use replicon::event::{ChannelName, ModeTag, Name, Seq};
+use replicon::event::{Batch, ChannelName, ModeTag, Name, Seq};
 use replicon::fsx::sim::SimDisk;
 use replicon::life::History;
 use replicon::queue::conformance::batch;
@@ -276,16 +277,115 @@ async fn what_is_owed_is_not_forgotten_when_the_storage_goes_back_further() {
     bench.told(late.last).await;
 }
 
+/// A batch that is still tried, for days, say: peers are served, and nothing is told above it.
 #[tokio::test(flavor = "multi_thread")]
-async fn events_of_a_channel_that_is_gone_are_not_missed() {
+async fn what_was_stored_above_a_batch_that_does_not_end_is_looked_for_when_it_does() {
     let bench = bench().await;
-    bench.append(0, 5).await;
+    bench.keep(today());
+    bench.settled().await;
+    let id = bench.history.id();
+    let last = bench.append(0, 20).await.last;
+    let (one, two) = (bench.lease(&Source::Main, 10).await, bench.lease(&Source::Main, 10).await);
+    let below = Seq(one.events[0].seq.0 - 1);
+    bench.store(two).await;
+    bench.goes_back(below).await;
+    bench.until("an unsettled history", true, || bench.history.settled().borrow().is_none()).await;
+    bench.settled().await;
+    bench.rows(0).await;
+    let told = bench.sql(WHOLE).parse::<u64>().unwrap_or(0);
+    assert!(bench.history.id() == id && told <= below.0, "{told}");
+    bench.store(one).await;
+    bench.rows(20).await;
+    bench.told(last).await;
+    assert_ne!(bench.history.id(), id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_stored_behind_what_is_owed_is_looked_for_too() {
+    let bench = bench().await;
+    bench.keep(today());
+    bench.settled().await;
+    let early = bench.append(0, 10).await;
+    bench.store(bench.lease(&Source::Main, 10).await).await;
+    let late = bench.append(10, 10).await;
+    bench.store(bench.lease(&Source::Main, 10).await).await;
+    bench.told(late.last).await;
+    // what was there before is refused, and what comes is not
+    let when = format!("ON events_raw WHEN NEW.origin_seq <= {} BEGIN", late.last);
+    let fails = BREAKS.replace("nobody_knows()", "abs(-9223372036854775807 - 1)");
+    bench.sql(&fails.replace("ON events_raw BEGIN", &when));
+    let marks = bench.queue.marks().unwrap();
+    bench.goes_back(early.last).await;
+    bench.until("nothing to be shown above", true, || marks.safe(&a()) <= early.last).await;
+    bench.settled().await;
+    let more = bench.append(20, 10).await;
+    bench.store(bench.lease(&Source::Main, 10).await).await;
+    bench.rows(20).await;
+    let met = || bench.report.met.load(Ordering::SeqCst);
+    let before = met();
+    bench.goes_back(early.last).await;
+    bench.until("a meeting", true, || met() > before).await;
+    bench.settled().await;
+    bench.sql("DROP TRIGGER broken");
+    bench.rows(30).await;
+    bench.told(more.last).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_stored_above_an_event_that_is_set_aside_is_looked_for_too() {
+    let bench = bench().await;
+    bench.keep(today());
+    bench.settled().await;
+    let got = bench.append(0, 5).await;
+    let mut lease = bench.lease(&Source::Main, 5).await;
+    let stuck = lease.events[1].clone();
+    let rest: Vec<_> = lease.events.iter().filter(|e| e.seq != stuck.seq).cloned().collect();
+    assert_eq!(bench.storage.append(&rest).await.unwrap(), []);
+    bench.queue.park(&mut lease, &[stuck.seq].into(), "no room").await.unwrap();
+    bench.queue.ack(lease, &[]).await;
+    bench.rows(4).await;
+    bench.goes_back(Seq(got.first.0 - 1)).await;
+    bench.rows(4).await;
+    let stands = format!("SELECT count(*) FROM events_raw WHERE origin_seq = {}", stuck.seq);
+    assert_eq!(bench.sql(&stands), "0", "it waits");
+    bench.settled().await;
+    let aside = Source::Parked(a());
+    bench.store(bench.lease(&aside, 5).await).await;
+    bench.rows(5).await;
+    for _ in 0..500 {
+        assert_eq!(bench.lease(&aside, 5).await.events, []);
+        if bench.queue.stats().parked.is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    bench.told(got.last).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn raw_events_of_a_channel_that_is_gone_are_written_again() {
+    let bench = bench().await;
+    bench.keep(BTreeMap::new());
+    bench.settled().await;
+    let got = bench.append(0, 5).await;
     bench.store(bench.lease(&Source::Main, 5).await).await;
-    // its rows are not looked for where they stand
-    bench.sql("UPDATE events_raw SET channel = 'elsewhere'");
+    bench.told(got.last).await;
+    bench.goes_back(Seq(got.first.0 - 1)).await;
+    bench.rows(5).await;
+}
+
+/// Nobody can tell where they stood.
+#[tokio::test(flavor = "multi_thread")]
+async fn structured_events_of_a_channel_that_is_gone_are_not_missed() {
+    let bench = bench().await;
+    let structured = Batch { mode: ModeTag::Structured, ..batch("a", 0, 5) };
+    bench.queue.append(structured).await.unwrap();
+    let lease = bench.lease(&Source::Main, 5).await;
+    bench.queue.ack(lease, &[]).await;
     let id = bench.history.id();
     bench.keep(BTreeMap::new());
     bench.settled().await;
     assert_eq!(bench.history.id(), id);
-    bench.rows(5).await;
+    assert_eq!(bench.queue.stats().damage, Vec::<String>::new());
+    bench.rows(0).await;
 }

@@ -132,10 +132,10 @@ async fn stat_counts_what_a_node_recovers_and_where_it_stands() {
 /// What a dump shows: payloads of what waits, and of the rest.
 fn dump(disk: &SimDisk, wanted: &Wanted) -> (Vec<Event>, Vec<Event>) {
     let (mut waiting, mut rest, mut seqs) = (Vec::new(), Vec::new(), BTreeSet::new());
-    let result = files(disk).events(wanted, &mut |event, waits| {
+    let result = files(disk).events(wanted, &mut |event, stands| {
         assert!(seqs.last().is_none_or(|last| *last < event.seq), "in rising order, each once");
         seqs.insert(event.seq);
-        if waits {
+        if stands.waits {
             waiting.push(event.clone())
         } else {
             rest.push(event.clone())

@@ -43,6 +43,15 @@ pub struct LogFiles {
     pub origin: Origin,
 }
 
+/// Where an event stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stands {
+    /// It is not released.
+    pub waits: bool,
+    /// In the log of a channel that is set aside.
+    pub aside: bool,
+}
+
 /// Which events are wanted.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
@@ -131,15 +140,15 @@ impl LogFiles {
         self.look(&survey, damage).map(Some)
     }
 
-    /// Calls `visit` for the wanted events in order of their seqs, with whether each still waits. What
-    /// damage hides is passed over.
+    /// Calls `visit` for the wanted events in order of their seqs, with where each stands. What damage
+    /// hides is passed over.
     ///
     /// # Errors
     /// As [`LogFiles::stat`].
     pub fn events(
         &self,
         wanted: &Wanted,
-        visit: &mut dyn FnMut(&Event, bool) -> ControlFlow<()>,
+        visit: &mut dyn FnMut(&Event, Stands) -> ControlFlow<()>,
     ) -> Result<(), OpenError> {
         let Some(survey) = self.survey()? else { return Ok(()) };
         let (from, to) = (wanted.from.unwrap_or(0), wanted.to.unwrap_or(u64::MAX));
@@ -147,13 +156,13 @@ impl LogFiles {
         let mut streams: Vec<Stream> = survey.queues().map(|(_, log)| log.stream(from)).collect();
         while left > 0 {
             let next = next_event(&mut streams).map_err(at(&self.path))?;
-            let Some((event, waits)) = next.filter(|(event, _)| event.seq.0 <= to) else { break };
+            let Some((event, stands)) = next.filter(|(event, _)| event.seq.0 <= to) else { break };
             let theirs = wanted.channel.as_ref().is_none_or(|c| c == event.channel.as_str());
             if event.seq.0 < from || !theirs {
                 continue;
             }
             left -= 1;
-            if visit(&event, waits).is_break() {
+            if visit(&event, stands).is_break() {
                 break;
             }
         }

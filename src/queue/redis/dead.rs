@@ -24,7 +24,9 @@ const MAX_TEXT: usize = 4096;
 /// About how many are looked at at once: of those that are to be cleared away, and of all.
 const PURGED: u32 = 100;
 const LEARNED: u32 = 5000;
-/// The pause before letters that find no room are tried again.
+/// More than any server holds, and exact in a script.
+const NO_CEILING: u64 = 1 << 52;
+/// The pause before letters that are not taken are tried again.
 const KEEP_AGAIN: Duration = Duration::from_millis(200);
 /// Less than this of settled letters is not worth clearing away.
 const WORTH_PURGING: u64 = 1 << 20;
@@ -43,6 +45,14 @@ impl Shared {
     /// # Errors
     /// [`DeadLetterError::Again`] where they are to be tried again first.
     pub async fn keep_dead(&self, letters: &[(Event, DeadReason)]) -> Result<(), DeadLetterError> {
+        self.keep_within(letters, self.options.dead_letter_max_bytes).await
+    }
+
+    async fn keep_within(
+        &self,
+        letters: &[(Event, DeadReason)],
+        max_bytes: u64,
+    ) -> Result<(), DeadLetterError> {
         if letters.is_empty() {
             return Ok(());
         }
@@ -50,7 +60,7 @@ impl Shared {
         let link = self.linked(self.options.timeout).await.ok_or_else(silent)?;
         let mut purged = false;
         loop {
-            match self.try_to_keep(&link, letters).await {
+            match self.try_to_keep(&link, letters, max_bytes).await {
                 Ok(Kept::Dead) => return self.note_kept(&link, letters).await,
                 Ok(Kept::Again(attempts)) => {
                     lock(&self.tried).extend(letters.iter().map(|(event, _)| event.seq));
@@ -60,10 +70,7 @@ impl Shared {
                     purged = true;
                     self.purge(&link).await.map_err(|why| self.refused(&link, &why))?;
                 }
-                Ok(Kept::Full) => {
-                    let max_bytes = self.options.dead_letter_max_bytes;
-                    return Err(DeadLetterError::Full { max_bytes });
-                }
+                Ok(Kept::Full) => return Err(DeadLetterError::Full { max_bytes }),
                 Err(why) => return Err(self.refused(&link, &why)),
             }
         }
@@ -98,7 +105,8 @@ impl Shared {
         );
         let mut said = String::new();
         loop {
-            match self.keep_dead(letters).await {
+            // they had found room before
+            match self.keep_within(letters, NO_CEILING).await {
                 Ok(()) => return true,
                 // the count of their attempts went with them
                 Err(DeadLetterError::Again { .. }) => continue,
@@ -131,10 +139,11 @@ impl Shared {
         &self,
         link: &Link,
         letters: &[(Event, DeadReason)],
+        max_bytes: u64,
     ) -> Result<Kept, Broken> {
         let bytes: usize = letters.iter().map(|(event, _)| event.payload.len() + 256).sum();
         let mut call = link.scripts.call(Script::Dead, 3 + 5 * letters.len(), bytes);
-        call.arg(&*link.run).arg(self.enough()).arg(self.options.dead_letter_max_bytes);
+        call.arg(&*link.run).arg(self.enough()).arg(max_bytes);
         for (event, why) in letters {
             call.arg(event.seq.0).arg(&why.code);
             call.write_arg(head_of(&why.text, MAX_TEXT).as_bytes());
@@ -176,12 +185,12 @@ impl Shared {
             }
             lock(&self.dead).clear(keys.iter().filter_map(|key| seq_of(key)));
             let mut call = link.scripts.call(Script::Purge, 2 + keys.len(), 32 * keys.len());
-            call.arg(&*link.run).arg(MAX_EVENTS).arg(keys);
+            call.arg(&*link.run).arg(MAX_EVENTS).arg(&keys);
             let (word, rest) = link.work.ask(&call).await?.word()?;
             check(&word, "purged")?;
             let gone: Result<Vec<String>, Broken> = rest.map(Reply::text).collect();
             let gone: Vec<Seq> = gone?.iter().filter_map(|key| seq_of(key)).collect();
-            lock(&self.dead).forget(&gone);
+            lock(&self.dead).cleared(keys.iter().filter_map(|key| seq_of(key)), &gone);
         }
         Ok(())
     }

@@ -90,8 +90,15 @@ impl DeadIndex {
             self.all.remove(seq);
             self.lost.remove(seq);
             self.reasons.remove(seq);
-            self.clearing.remove(seq);
         }
+    }
+
+    /// Redis has cleared these away, of those that it was asked to.
+    pub fn cleared(&mut self, asked: impl Iterator<Item = Seq>, gone: &[Seq]) {
+        for seq in asked {
+            self.clearing.remove(&seq);
+        }
+        self.forget(gone);
     }
 
     /// Redis is about to be asked to clear these away.
@@ -151,6 +158,11 @@ mod tests {
         assert!(!index.found(seqs(&[5]).into_iter().collect()));
         assert!(!index.has(Seq(3)));
         assert!(index.found(BTreeSet::new()), "it was said of one look alone");
+        // what may come again stays, and is missed when it is gone
+        index.kept(&letters(&[7]));
+        index.clear(seqs(&[7]).into_iter());
+        index.cleared(seqs(&[7]).into_iter(), &[]);
+        assert!(index.found(BTreeSet::new()) && index.has(Seq(7)));
     }
 
     #[test]

@@ -75,7 +75,7 @@ impl Letters {
 }
 
 /// `dead <id> <bytes>`, `discarded …`, `redriven … <seq>`; a letter without a word waits like any.
-pub(super) fn state_of(reply: Reply) -> Result<DeadState, Broken> {
+fn state_of(reply: Reply) -> Result<DeadState, Broken> {
     if reply.is_nil() {
         return Ok(DeadState::Dead);
     }

@@ -130,7 +130,7 @@ pub(super) async fn while_up(
     let below = count(shared, link, EntryId::default(), delivered).await?.loads;
     let known = Known::ask(shared, link, &reader).await?;
     let aside = aside(shared, link, delivered, &known).await?;
-    let dead_letters = letters_for_good(shared, link, &known).await?;
+    let letters = letters_for_good(shared, link, &known).await?;
     if let Some(counted) = &recounted {
         put_counts(link, counted).await?;
     }
@@ -150,6 +150,8 @@ pub(super) async fn while_up(
         leases.reckoned(&known.held.iter().map(|held| held.seq).collect(), &known.there);
         from.max(claimed.last.next().min(confirmed)).max(shared.begins())
     };
+    lock(&shared.dead).forget(&letters);
+    let dead_letters = letters.len() as u64;
     let events: u64 = lost.values().map(|load| load.events).sum();
     if events > 0 || dead_letters > 0 {
         let (from, to) = (from.0, confirmed.0.max(from.0));
@@ -227,14 +229,13 @@ impl Known {
     }
 }
 
-/// How many dead letters are lost for good: their events do not come again, and nobody holds them.
-async fn letters_for_good(shared: &Shared, link: &Link, known: &Known) -> Result<u64, Broken> {
+/// The dead letters that are lost for good: their events do not come again, and nobody holds them.
+async fn letters_for_good(shared: &Shared, link: &Link, known: &Known) -> Result<Vec<Seq>, Broken> {
     let mut lost = lock(&shared.dead).lost();
     let there = those_there(shared, link, lost.clone()).await?;
     let held: BTreeSet<Seq> = known.held.iter().map(|held| held.seq).collect();
     lost.retain(|seq| !there.contains(seq) && !held.contains(seq));
-    lock(&shared.dead).forget(&lost);
-    Ok(lost.len() as u64)
+    Ok(lost)
 }
 
 /// What is known of the events of each channel.
@@ -388,7 +389,7 @@ async fn put_counts(link: &Link, all: &Counted) -> Result<(), Broken> {
 }
 
 /// Those of these events that stand in the stream.
-async fn those_there(
+pub(super) async fn those_there(
     shared: &Shared,
     link: &Link,
     seqs: Vec<Seq>,

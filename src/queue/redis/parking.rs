@@ -67,7 +67,9 @@ impl Shared {
         let oldest = Seq(first.unwrap_or_default().first);
         let mut leases = lock(&self.leases);
         for channel in parked {
-            if leases.park(&channel, "found so after Redis went back") {
+            if !leases.is_parked(&channel)
+                && leases.park(&channel, "found so after Redis went back")
+            {
                 leases.follows(&channel, std::iter::once(oldest));
                 self.marks.with(|marks| marks.parked_again(&channel, std::iter::once(oldest)));
                 tracing::warn!(%channel, "channel {channel} is parked again: Redis went back to when it was; its events are tried again at once");

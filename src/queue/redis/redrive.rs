@@ -11,8 +11,9 @@ use tokio::sync::oneshot;
 use super::acks::check;
 use super::connection::{Broken, next};
 use super::handle::RedisQueue;
-use super::inbox::{Group, Pending};
-use super::letters::{Letter, Letters, state_of};
+use super::inbox::Pending;
+use super::letters::{Letter, Letters};
+use super::loss::those_there;
 use super::scripts::Script;
 use super::shared::{Link, Shared, lock};
 use crate::event::{Batch, Seq};
@@ -55,20 +56,14 @@ impl Shared {
     /// Those groups up to `last` that were to put a letter back and did not, by their seqs: there was
     /// none, and the answer was lost.
     pub async fn skipped_up_to(&self, link: &Link, last: Seq) -> Result<BTreeSet<Seq>, Broken> {
-        let redrives: Vec<(Seq, Seq)> = {
+        let redrives: Vec<Seq> = {
             let undecided = lock(&self.undecided);
-            let redrive = |group: &Group| Some((group.redrives?, group.first));
-            undecided.iter().filter(|group| group.last <= last).filter_map(redrive).collect()
+            let theirs = undecided.iter().filter(|group| group.last <= last);
+            theirs.filter(|group| group.redrives.is_some()).map(|group| group.first).collect()
         };
-        let mut skipped = BTreeSet::new();
-        for (old, new) in redrives {
-            let mut ask = redis::cmd("HGET");
-            ask.arg(&self.keys.states).arg(old.0);
-            if state_of(link.work.ask(&ask).await?)? != DeadState::Redriven(new) {
-                skipped.insert(new);
-            }
-        }
-        Ok(skipped)
+        // what is not decided was handed out to nobody: it stands there, or was never added
+        let there = those_there(self, link, redrives.clone()).await?;
+        Ok(redrives.into_iter().filter(|first| !there.contains(first)).collect())
     }
 
     async fn discard(&self, letters: Vec<Letter>) -> Result<u64, String> {

@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 
 use super::super::settle::Worker;
 use super::{Found, HistoryStore, Keeper, Modes, told};
-use crate::event::{ChannelName, Event, Seq};
-use crate::queue::file::look::{LogFiles, Wanted as Looked};
+use crate::event::{ChannelName, Event, ModeTag, Seq};
+use crate::queue::file::look::{LogFiles, Stands, Wanted as Looked};
 use crate::queue::{AnyQueue, Queue};
 use crate::storage::event_store::Wanted;
 use crate::task;
@@ -26,7 +26,7 @@ const BYTES: usize = 4 << 20;
 
 /// How often it is looked whether what writers had in hand is resolved, and for how long.
 const WAIT: Duration = Duration::from_millis(10);
-const MOST_WAIT: Duration = Duration::from_secs(10);
+const MOST_WAIT: Duration = Duration::from_secs(2);
 
 /// What is owed is tried again at every so many looks: every few seconds.
 const TRY_OWED: u32 = 20;
@@ -35,19 +35,16 @@ const TRY_OWED: u32 = 20;
 pub(super) type Stretch = (Seq, Seq);
 
 impl<S: HistoryStore> Keeper<S> {
-    /// The channels of which the storage has less than the log shows it took.
+    /// What the storage has less of than the log shows it took.
     ///
     /// With `back` the storage shows less than it was told, and nobody knows what else it has of it:
     /// then all that the log holds is taken as missing.
-    pub(super) async fn short(
-        &self,
-        found: &Found,
-        back: bool,
-    ) -> Result<BTreeMap<ChannelName, Stretch>, String> {
-        let Some(log) = self.with.log.clone() else { return Ok(BTreeMap::new()) };
-        let looked = self.ended(found).await?;
+    pub(super) async fn missing(&self, found: &Found, back: bool) -> Result<Missing, String> {
+        let mut missing = Missing::default();
+        let Some(log) = self.with.log.clone() else { return Ok(missing) };
+        let looked = self.look(found, &mut missing).await;
         if looked.to < looked.from {
-            return Ok(BTreeMap::new());
+            return Ok(missing);
         }
         let scope = Scope {
             found: found.clone(),
@@ -55,53 +52,91 @@ impl<S: HistoryStore> Keeper<S> {
             queue: self.with.queue.clone(),
             owed: self.owed.clone(),
             modes: self.with.modes.clone(),
+            aside: self.aside(),
         };
         let counted = task::blocking(move || scope.count(&log, &looked));
-        let mut short = BTreeMap::new();
-        for (channel, Counted { above, upto, first, n }) in counted.await? {
-            if n == 0 {
-                continue;
+        for (channel, counted) in counted.await? {
+            let Counted { above, upto, beyond, .. } = counted;
+            let stretch = (above, beyond.unwrap_or(upto).max(upto));
+            match self.stands(&channel, &counted, back).await? {
+                Verdict::Lacks => {
+                    missing.short.insert(channel, stretch);
+                }
+                Verdict::Unknown => {
+                    missing.again.insert(channel, stretch);
+                }
+                Verdict::Stands => {
+                    if let Some(beyond) = beyond {
+                        missing.again.insert(channel, (upto, beyond));
+                    }
+                }
             }
-            let wanted = Wanted {
-                origin: self.with.origin.clone(),
-                channel: channel.clone(),
-                // below it the log shows nothing that could be compared
-                from: first,
-                upto,
-                rows: EVENTS,
-                bytes: BYTES,
-            };
-            let stand = self.with.storage.count(&wanted, n).await.map_err(told)?;
-            if stand >= n && !back {
-                continue;
-            }
-            if stand < n {
-                tracing::error!(
-                    %channel,
-                    "of {n} events of channel {channel} that the storage had taken and the log still holds {stand} stand there: they are written again"
-                );
-            }
-            short.insert(channel, (above, upto));
         }
-        Ok(short)
+        Ok(missing)
     }
 
-    /// Behind what the storage surely has, up to what was handed to writers and is resolved or set
-    /// aside by now. What was stored above events that are still tried may be gone as well, and nobody
-    /// would look for it later: so those are waited for. They were handed out before the storage was
-    /// met, and end soon once it answers.
-    async fn ended(&self, found: &Found) -> Result<Looked, String> {
+    /// Whether what was counted of a channel stands there.
+    async fn stands(
+        &self,
+        channel: &ChannelName,
+        counted: &Counted,
+        back: bool,
+    ) -> Result<Verdict, String> {
+        let Counted { upto, first, n, others, .. } = *counted;
+        if n == 0 {
+            return Ok(if back && others { Verdict::Lacks } else { Verdict::Stands });
+        }
+        let wanted = Wanted {
+            origin: self.with.origin.clone(),
+            channel: channel.clone(),
+            // below it the log shows nothing that could be compared
+            from: first,
+            upto,
+            rows: EVENTS,
+            bytes: BYTES,
+        };
+        let stand = match self.with.storage.count(&wanted, n).await {
+            Ok(stand) => stand,
+            // of one table alone: the other channels need not wait for it
+            Err(e) if e.channel.is_some() => {
+                tracing::warn!(%channel, "what stands there of channel {channel} cannot be counted: {e}; what the log holds is written again");
+                return Ok(if back { Verdict::Lacks } else { Verdict::Unknown });
+            }
+            Err(e) => return Err(told(e)),
+        };
+        if stand < n {
+            tracing::error!(
+                %channel,
+                "of {n} events of channel {channel} that the storage had taken and the log still holds {stand} stand there: they are written again"
+            );
+        }
+        Ok(if stand < n || back { Verdict::Lacks } else { Verdict::Stands })
+    }
+
+    /// Behind what the storage surely has, up to what was handed to writers by now. What is in their
+    /// hands is waited for, but not for long.
+    async fn look(&self, found: &Found, missing: &mut Missing) -> Looked {
         let marks = &self.with.marks;
         let (read, handed_out) = marks.with(|marks| (marks.read_to(), marks.under_way()));
         let mut waited = Duration::ZERO;
-        while marks.with(|marks| !marks.under_way().is_disjoint(&handed_out)) {
-            if waited >= MOST_WAIT {
-                return Err("events that writers had in hand when the storage was met are neither stored nor set aside yet".to_owned());
+        loop {
+            let now = marks.with(|marks| marks.under_way());
+            missing.open = handed_out.intersection(&now).copied().collect();
+            if missing.open.is_empty() || waited >= MOST_WAIT {
+                break;
             }
             task::sleep(WAIT).await;
             waited += WAIT;
         }
-        Ok(Looked { from: Some(found.whole().next().0), to: Some(read.0), ..Looked::default() })
+        Looked { from: Some(found.whole().next().0), to: Some(read.0), ..Looked::default() }
+    }
+
+    /// The channels that are set aside, from where on they wait.
+    fn aside(&self) -> BTreeMap<ChannelName, Seq> {
+        self.with.marks.with(|marks| {
+            let aside = |channel: ChannelName| Some((channel.clone(), marks.set_aside(&channel)?));
+            marks.channels().into_iter().filter_map(aside).collect()
+        })
     }
 
     /// Writes these stretches again, as far as the log holds them. Those of channels that the storage
@@ -117,10 +152,12 @@ impl<S: HistoryStore> Keeper<S> {
         let to = short.values().map(|(_, upto)| upto.0).max();
         let looked = Looked { from, to, ..Looked::default() };
         let (batches, mut taken) = mpsc::channel(2);
-        let (stretches, modes) = (short.clone(), self.with.modes.clone());
-        let wanted = move |event: &Event| {
+        let (stretches, modes, aside) = (short.clone(), self.with.modes.clone(), self.aside());
+        let wanted = move |event: &Event, stands: Stands| {
             let within = |(above, upto): &Stretch| event.seq > *above && event.seq <= *upto;
-            stretches.get(&event.channel).is_some_and(within) && is_of_today(&modes, event)
+            let known = event.mode == ModeTag::Raw || is_of_today(&modes, event);
+            let named = stretches.get(&event.channel).is_some_and(within);
+            named && known && !waits(&aside, event, stands)
         };
         let reading = task::blocking(move || read(&log, &looked, wanted, &batches));
         let writing = async {
@@ -161,7 +198,7 @@ impl<S: HistoryStore> Keeper<S> {
         match self.refill(&self.owed).await {
             Ok(owed) => {
                 let tried = self.owed.clone();
-                self.owe(&tried, owed);
+                self.owe(&tried, &owed);
             }
             Err(why) => tracing::error!("what the storage lacks is not written again yet: {why}"),
         }
@@ -173,14 +210,17 @@ impl<S: HistoryStore> Keeper<S> {
     pub(super) fn owe(
         &mut self,
         tried: &BTreeMap<ChannelName, Stretch>,
-        owed: BTreeMap<ChannelName, Stretch>,
+        owed: &BTreeMap<ChannelName, Stretch>,
     ) {
-        for (channel, (above, _)) in tried {
-            let first = owed.contains_key(channel).then(|| above.next());
+        for (channel, tried) in tried {
+            let left = still_owed(self.owed.get(channel), *tried, owed.get(channel));
+            let first = left.map(|(above, _)| above.next());
             self.with.marks.with(|marks| marks.owed(channel, first));
-            self.owed.remove(channel);
+            match left {
+                Some(stretch) => self.owed.insert(channel.clone(), stretch),
+                None => self.owed.remove(channel),
+            };
         }
-        self.owed.extend(owed);
         if !tried.is_empty() {
             // all of it is told anew: nothing else names what is paid
             self.number = None;
@@ -204,6 +244,39 @@ impl<S: HistoryStore> Keeper<S> {
     }
 }
 
+/// What is owed of a channel after a stretch was tried of which `lacks` is still lacking.
+fn still_owed(
+    before: Option<&Stretch>,
+    tried: Stretch,
+    lacks: Option<&Stretch>,
+) -> Option<Stretch> {
+    match (before, lacks) {
+        (Some(before), Some(lacks)) => Some((before.0.min(lacks.0), before.1.max(lacks.1))),
+        (Some(before), None) if before.0 < tried.0 || before.1 > tried.1 => Some(*before),
+        (_, lacks) => lacks.copied(),
+    }
+}
+
+/// What is to be written again.
+#[derive(Default)]
+pub(super) struct Missing {
+    /// The storage lacks it.
+    pub short: BTreeMap<ChannelName, Stretch>,
+    /// It may lack it, and nobody could count: nothing of it was shown to peers, or its table does not
+    /// answer.
+    pub again: BTreeMap<ChannelName, Stretch>,
+    /// Leases that were under way when the storage was met and are still: what was stored above them
+    /// is looked for when they have ended.
+    pub open: BTreeSet<u64>,
+}
+
+/// What a count showed.
+enum Verdict {
+    Stands,
+    Lacks,
+    Unknown,
+}
+
 /// What the log shows of a channel.
 struct Counted {
     above: Seq,
@@ -211,6 +284,10 @@ struct Counted {
     /// Of those that count.
     first: Seq,
     n: u64,
+    /// There are events that are looked for elsewhere today.
+    others: bool,
+    /// The last event that was stored above one that is set aside.
+    beyond: Option<Seq>,
 }
 
 /// What says what the storage should have.
@@ -220,16 +297,22 @@ struct Scope {
     queue: Arc<AnyQueue>,
     owed: BTreeMap<ChannelName, Stretch>,
     modes: Arc<Modes>,
+    aside: BTreeMap<ChannelName, Seq>,
 }
 
 /// Whether the event stands where its channel's events are looked for today: not where the channel is
-/// gone, or had another mode then.
+/// gone and had columns, or had another mode then.
 fn is_of_today(modes: &Modes, event: &Event) -> bool {
-    modes.get(&event.channel) == Some(&event.mode)
+    *modes.get(&event.channel).unwrap_or(&ModeTag::Raw) == event.mode
+}
+
+/// Whether the event is set aside and was not stored yet, as far as anybody knows.
+fn waits(aside: &BTreeMap<ChannelName, Seq>, event: &Event, stands: Stands) -> bool {
+    stands.aside && aside.get(&event.channel).is_some_and(|first| event.seq >= *first)
 }
 
 impl Scope {
-    /// Counts it, a channel each, of what was looked at: all of that is resolved or set aside.
+    /// Counts it, a channel each, of what was looked at.
     fn count(
         &self,
         log: &LogFiles,
@@ -237,31 +320,45 @@ impl Scope {
     ) -> Result<BTreeMap<ChannelName, Counted>, String> {
         let mut counted: BTreeMap<ChannelName, Counted> = BTreeMap::new();
         let all = Seq(looked.to.unwrap_or(u64::MAX));
-        let read = log.events(looked, &mut |event, _| {
+        let read = log.events(looked, &mut |event, stands| {
             let channel = &event.channel;
             let of = counted.entry(channel.clone()).or_insert_with(|| Counted {
                 above: self.found.of(channel.as_str()).max(self.found.whole()),
                 upto: self.upto(channel, all),
                 first: Seq(0),
                 n: 0,
+                others: false,
+                beyond: None,
             });
-            let within = event.seq > of.above && event.seq <= of.upto;
-            if within && is_of_today(&self.modes, event) && !self.queue.is_dead(event.seq) {
-                if of.n == 0 {
-                    of.first = event.seq;
-                }
-                of.n += 1;
+            let dead = || self.queue.is_dead(event.seq);
+            if event.seq > of.above && !waits(&self.aside, event, stands) && !dead() {
+                self.add(of, event);
             }
             ControlFlow::Continue(())
         });
         read.map(|()| counted).map_err(|e| e.to_string())
     }
 
-    /// Up to where a channel's events should stand there: nothing of what was looked at is in anybody's
-    /// hands, so that is S, as far as was looked; what is owed stood there once, too.
+    fn add(&self, of: &mut Counted, event: &Event) {
+        if event.seq > of.upto {
+            if self.aside.get(&event.channel).is_some_and(|first| event.seq > *first) {
+                of.beyond = Some(event.seq);
+            }
+        } else if is_of_today(&self.modes, event) {
+            if of.n == 0 {
+                of.first = event.seq;
+            }
+            of.n += 1;
+        } else {
+            of.others |= event.mode == ModeTag::Raw;
+        }
+    }
+
+    /// Up to where a channel's events should stand there: up to S, as far as was looked, and what is
+    /// owed, which stood there once.
     fn upto(&self, channel: &ChannelName, all: Seq) -> Seq {
-        let safe = self.marks.safe(channel).min(all);
-        self.owed.get(channel).map_or(safe, |(_, upto)| safe.max(*upto))
+        let resolved = self.marks.with(|marks| marks.resolved_to(channel)).min(all);
+        self.owed.get(channel).map_or(resolved, |(_, upto)| resolved.max(*upto))
     }
 }
 
@@ -269,12 +366,12 @@ impl Scope {
 fn read(
     log: &LogFiles,
     looked: &Looked,
-    wanted: impl Fn(&Event) -> bool,
+    wanted: impl Fn(&Event, Stands) -> bool,
     batches: &mpsc::Sender<Vec<Event>>,
 ) -> Result<(), String> {
     let (mut batch, mut bytes) = (Vec::new(), 0);
-    let read = log.events(looked, &mut |event, _| {
-        if !wanted(event) {
+    let read = log.events(looked, &mut |event, stands| {
+        if !wanted(event, stands) {
             return ControlFlow::Continue(());
         }
         bytes += event.payload.len();

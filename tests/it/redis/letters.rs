@@ -78,6 +78,28 @@ async fn of_an_event_in_hand_it_is_kept_again_before_its_entry_leaves() {
     all_resolved(&server, &queue, 4, 1).await;
 }
 
+/// It had its room: what has taken that since keeps nobody from ending a lease.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_an_event_in_hand_it_is_kept_again_where_there_is_no_room_any_more() {
+    let (mut server, dir) = (Redis::start(Kind::Redis), tempfile::tempdir().unwrap());
+    let room_for_one = Options { dead_letter_max_bytes: 400, ..impatient(&server, &dir) };
+    let queue = open(room_for_one).await;
+    queue.append(batch("a", 0, 2)).await.unwrap();
+    let (one, two) = (lease(&queue, 1).await, lease(&queue, 1).await);
+    let (bad, worse) = (one.events[0].clone(), two.events[0].clone());
+    let long = DeadReason { text: "t".repeat(200), ..why() };
+    let kept = server.keep_aof();
+    queue.dead_letter(&bad, &long).await.unwrap();
+    go_back(&mut server, &kept, &queue).await;
+    queue.dead_letter(&worse, &long).await.unwrap();
+    let acked = tokio::time::timeout(Duration::from_secs(20), queue.ack(one, &[bad.seq])).await;
+    acked.expect("it ends");
+    queue.ack(two, &[worse.seq]).await;
+    let seqs: Vec<u64> = letters(&server).into_iter().map(|(seq, ..)| seq).collect();
+    assert_eq!(seqs, [worse.seq.0, bad.seq.0]);
+    all_resolved(&server, &queue, 0, 2).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn of_an_event_whose_entry_stands_it_is_kept_again_and_the_event_is_not_tried() {
     let (mut server, dir) = (Redis::start(Kind::Redis), tempfile::tempdir().unwrap());

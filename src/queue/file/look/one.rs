@@ -15,6 +15,7 @@ use super::super::reader::Reader;
 use super::super::recovery::Damage;
 use super::super::restore::{Restored, restore};
 use super::super::segment::{Header, HeaderError, begun_of, path_of};
+use super::Stands;
 use super::shown::{DamageLook, SegmentLook, Standing};
 use crate::event::{Event, Seq};
 use crate::fsx::parent;
@@ -167,18 +168,18 @@ impl Stream {
     }
 }
 
-/// The event with the lowest seq, and whether it waits. One that is set aside stands in two logs for a
-/// while; the parked one, which comes later in `streams`, knows what became of it.
-pub(super) fn next_event(streams: &mut [Stream]) -> io::Result<Option<(Event, bool)>> {
+/// The event with the lowest seq, and where it stands. One that is set aside stands in two logs for a
+/// while; the parked one, which comes later in `streams`, behind the main one, knows what became of it.
+pub(super) fn next_event(streams: &mut [Stream]) -> io::Result<Option<(Event, Stands)>> {
     let mut lowest: Option<Seq> = None;
     for stream in &mut *streams {
         lowest = stream.next_seq()?.into_iter().chain(lowest).min();
     }
     let Some(seq) = lowest else { return Ok(None) };
     let mut found = None;
-    for stream in streams {
+    for (at, stream) in streams.iter_mut().enumerate() {
         if let Some(event) = stream.ahead.pop_front_if(|event| event.seq == seq) {
-            found = Some((event, seq > stream.released));
+            found = Some((event, Stands { waits: seq > stream.released, aside: at > 0 }));
         }
     }
     Ok(found)
