@@ -1,12 +1,14 @@
 //! Parked channels on the file log: crashes at every operation, full disks, dead letters without room.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use replicon::clock::Clock;
 use replicon::event::{ChannelName, Event, Name, Seq};
+use replicon::fsx::Disk as _;
 use replicon::fsx::sim::{Fault, MODES, Op, SimDisk};
 use replicon::queue::conformance::batch;
 use replicon::queue::file::{FileQueue, Kept, Options};
@@ -478,4 +480,44 @@ async fn whatever_fails_when_a_drained_channel_ends_nothing_is_lost_or_comes_aga
             break;
         }
     }
+}
+
+/// What damage hides at the end of its log is lost, and told; nothing waits for it.
+#[tokio::test]
+async fn a_channel_whose_log_is_damaged_at_its_end_drains_and_ends() {
+    let disk = SimDisk::new();
+    let queue = open(options(&disk));
+    for n in 0..2 {
+        queue.append(batch("a", n, 1)).await.unwrap();
+        queue.append(batch("b", n, 1)).await.unwrap();
+        let mut lease = queue.lease(&Source::Main, WIDE).await.unwrap();
+        let theirs = lease.events.iter().filter(|e| e.channel == a()).map(|e| e.seq).collect();
+        queue.park(&mut lease, &theirs, "its table is gone").await.unwrap();
+        queue.ack(lease, &[]).await;
+    }
+    queue.close();
+    drop(queue);
+    let of_a = |path: &PathBuf| path.to_str().unwrap().contains(".parked.");
+    let last = disk.files().into_iter().rfind(of_a).unwrap();
+    let file = disk.open(&last).unwrap();
+    let mut bytes = vec![0; usize::try_from(file.len().unwrap()).unwrap()];
+    file.read_at(&mut bytes, 0).unwrap();
+    let at = bytes.windows(7).rposition(|part| part == b"{\"n\":1}").unwrap();
+    bytes[at] ^= 1;
+    disk.corrupt(&last, bytes);
+
+    let queue = open(options(&disk));
+    queue.keep_above(Kept::default());
+    let aside = Source::Parked(a());
+    // it is found by the look behind this one
+    let one = LeaseLimit { events: 1, bytes: 1 << 20 };
+    let lease = queue.lease(&aside, one).await.unwrap();
+    assert_eq!(lease.events.iter().map(number).collect::<Vec<_>>(), [0]);
+    queue.ack(lease, &[]).await;
+    assert_eq!(queue.lease(&aside, WIDE).await.unwrap().events, []);
+    assert_eq!((counts(&queue).lost, queue.stats().damage.len()), (1, 1));
+    let safe = queue.marks().safe(&a());
+    queue.keep_above(Kept { main: safe, channels: [(a(), safe)].into() });
+    assert_eq!(queue.lease(&aside, WIDE).await.unwrap().events, []);
+    assert_eq!(queue.stats().parked, []);
 }

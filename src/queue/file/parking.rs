@@ -99,6 +99,7 @@ impl Shared {
         let shown = self.marks.with(|marks| marks.shown_to());
         let mut reading = reader.read(limit)?;
         for (channel, aside) in &parking.channels {
+            // what a crash left in both logs is passed over below: nothing waits for it
             let last = aside.log.as_ref().map_or(Seq(0), ParkedLog::last);
             let fresh = |e: &&Event| e.channel == *channel && e.seq > last;
             if let Some(first) = reading.events.iter().find(fresh) {
@@ -237,10 +238,6 @@ impl Shared {
         // what a crash left in both logs is passed over in the main one while its channel is parked
         let drained = lease.is_none() && tracker.under_way() == 0 && main_at >= log.last();
         log.look();
-        if drained {
-            // what came again behind a crash, or is lost, is in nobody's hands
-            self.marks.with(|marks| marks.parked_to(channel, log.last().next()));
-        }
         // the storage may yet turn out to lack what it took last
         let may_go = lock(&self.kept).as_ref().is_none_or(|kept| kept.of(channel) >= log.last());
         if drained && may_go && !lock(&self.tracker).holds(channel) {
