@@ -391,3 +391,23 @@ fn read(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stretch(above: u64, upto: u64) -> Stretch {
+        (Seq(above), Seq(upto))
+    }
+
+    #[test]
+    fn what_is_owed_stays_until_all_of_it_was_written() {
+        let (early, tried) = (stretch(3, 4), stretch(5, 9));
+        assert_eq!(still_owed(None, tried, Some(&tried)), Some(tried));
+        assert_eq!(still_owed(None, tried, None), None);
+        assert_eq!(still_owed(Some(&early), tried, Some(&tried)), Some(stretch(3, 9)));
+        assert_eq!(still_owed(Some(&early), tried, None), Some(early), "it was not tried");
+        assert_eq!(still_owed(Some(&stretch(6, 12)), tried, None), Some(stretch(6, 12)));
+        assert_eq!(still_owed(Some(&tried), stretch(3, 9), None), None);
+    }
+}
