@@ -110,6 +110,8 @@ struct Keeper<S> {
     /// What a meeting found while writers had leases in hand that have not ended since: until they have,
     /// nothing is told, and then it is looked once more.
     pending: Option<(Found, BTreeSet<u64>)>,
+    /// How far events were handed out when the storage was met, and the leases that were under way.
+    handed_out: Option<(Seq, BTreeSet<u64>)>,
     /// Turns of the loop: what is owed is tried again at every so many.
     looks: u32,
 }
@@ -128,6 +130,7 @@ impl<S: HistoryStore> Keeper<S> {
             released: BTreeMap::new(),
             owed: BTreeMap::new(),
             pending: None,
+            handed_out: None,
             looks: 0,
         }
     }
@@ -141,7 +144,10 @@ impl<S: HistoryStore> Keeper<S> {
             }
             pause = TELL_EVERY;
             match self.with.storage.found().await {
-                Ok(Some(found)) => self.settle(found).await,
+                Ok(Some(found)) => {
+                    self.handed_out = None;
+                    self.settle(found).await;
+                }
                 Ok(None) => {}
                 Err(e) => {
                     tracing::debug!("the storage does not tell yet what it holds: {e}");
@@ -187,7 +193,7 @@ impl<S: HistoryStore> Keeper<S> {
             match self.try_settle(&found).await {
                 Ok(None) => break,
                 Ok(Some(more)) => {
-                    (found, self.drawn) = (more, false);
+                    (found, self.drawn, self.handed_out) = (more, false, None);
                     task::sleep(TELL_EVERY).await;
                 }
                 Err(why) => {
@@ -230,6 +236,10 @@ impl<S: HistoryStore> Keeper<S> {
         let met = found.epoch > 0;
         let mut missing = Missing::default();
         if met {
+            // once a meeting: what is handed out behind it is stored behind it
+            let marks = &self.with.marks;
+            let now = || marks.with(|marks| (marks.read_to(), marks.under_way()));
+            self.handed_out.get_or_insert_with(now);
             // before it is counted: whoever stores on for long stores all of it once more
             self.with.report.met.fetch_add(1, Ordering::SeqCst);
             missing = self.missing(found, back.is_some()).await?;

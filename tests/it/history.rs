@@ -300,6 +300,27 @@ async fn what_was_stored_above_a_batch_that_does_not_end_is_looked_for_when_it_d
     assert_ne!(bench.history.id(), id);
 }
 
+/// What is handed out behind a meeting does not matter to it, however long that takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_meeting_waits_for_what_was_in_hand_then_and_for_nothing_that_came_since() {
+    let bench = bench().await;
+    bench.keep(today());
+    bench.settled().await;
+    let last = bench.append(0, 10).await.last;
+    let one = bench.lease(&Source::Main, 10).await;
+    let met = || bench.report.met.load(Ordering::SeqCst);
+    let before = met();
+    bench.storage.renew(&contact(&bench.queue)).await.unwrap();
+    bench.until("a meeting", true, || met() > before).await;
+    bench.append(10, 10).await;
+    let two = bench.lease(&Source::Main, 10).await;
+    bench.settled().await;
+    bench.store(one).await;
+    bench.told(last).await;
+    bench.store(two).await;
+    bench.rows(20).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_stored_behind_what_is_owed_is_looked_for_too() {
     let bench = bench().await;

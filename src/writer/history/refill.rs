@@ -117,7 +117,7 @@ impl<S: HistoryStore> Keeper<S> {
     /// hands is waited for, but not for long.
     async fn look(&self, found: &Found, missing: &mut Missing) -> Looked {
         let marks = &self.with.marks;
-        let (read, handed_out) = marks.with(|marks| (marks.read_to(), marks.under_way()));
+        let (read, handed_out) = self.handed_out.clone().unwrap_or_default();
         let mut waited = Duration::ZERO;
         loop {
             let now = marks.with(|marks| marks.under_way());
