@@ -241,6 +241,18 @@ impl Held {
         self.left = all.filter(alive).cloned().collect();
     }
 
+    /// Where no lease can be added, others of the channel that were stored are tried together with what
+    /// is left: by them it shows what is to blame.
+    fn take_in_the_last(&mut self) {
+        let Some(last) = self.leases.get(HELD_LEASES - 1) else { return };
+        let left: BTreeSet<Seq> = self.left.iter().map(|event| event.seq).collect();
+        let living = |event: &&Event| {
+            !left.contains(&event.seq) && self.dead.binary_search(&event.seq).is_err()
+        };
+        self.left.extend(last.events.iter().filter(living).cloned());
+        self.left.sort_by_key(|event| event.seq);
+    }
+
     /// One attempt with all that is left; why something still is. `None` where the node stopped first.
     async fn attempt<Q: Queue, S: Storage>(
         &mut self,
@@ -249,6 +261,7 @@ impl Held {
     ) -> Option<String> {
         let met = || worker.report.met.load(Ordering::SeqCst);
         self.met_anew(met());
+        self.take_in_the_last();
         let settled = worker.settle(&self.left, stop).await?;
         self.dead.extend(settled.dead);
         self.dead.sort_unstable();

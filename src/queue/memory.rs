@@ -28,6 +28,9 @@ struct State {
     next_lease: u64,
     released: Seq,
     dead: BTreeSet<Seq>,
+    /// How often an event is refused before it is dead, and how often each was.
+    enough: u64,
+    refused: BTreeMap<Seq, u64>,
     /// What is set aside, by channel: not leased first, leased behind it.
     parked: BTreeMap<ChannelName, Aside>,
     stopped: bool,
@@ -58,6 +61,11 @@ impl MemoryQueue {
             accounts: Arc::new(Accounts::new(ceilings, clock)),
             more: Arc::default(),
         }
+    }
+
+    /// From now on an event is refused so often before it is dead.
+    pub fn tries(&self, enough: u64) {
+        self.lock().enough = enough;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -231,7 +239,17 @@ impl Queue for MemoryQueue {
     }
 
     async fn dead_letters(&self, letters: &[(Event, DeadReason)]) -> Result<(), DeadLetterError> {
-        self.lock().dead.extend(letters.iter().map(|(event, _)| event.seq));
+        let mut state = self.lock();
+        let (of, mut least) = (state.enough, u64::MAX);
+        for (event, _) in letters {
+            let refused = state.refused.entry(event.seq).or_default();
+            *refused += 1;
+            least = least.min(*refused);
+        }
+        if least < of {
+            return Err(DeadLetterError::Again { attempts: least, of });
+        }
+        state.dead.extend(letters.iter().map(|(event, _)| event.seq));
         Ok(())
     }
 

@@ -97,6 +97,8 @@ struct Keeper<S> {
     went_back: bool,
     /// A new id was drawn for what is being settled.
     drawn: bool,
+    /// The storage showed less than it was told, and what it lacks is not written again yet.
+    back: bool,
     /// Rows of ours from this seq on are being put back by this process.
     recovering: Option<Seq>,
     /// The number of the last change that was told.
@@ -124,6 +126,7 @@ impl<S: HistoryStore> Keeper<S> {
             whole: None,
             went_back: false,
             drawn: false,
+            back: false,
             recovering: None,
             number: None,
             told: (Seq(0), Seq(0)),
@@ -239,10 +242,13 @@ impl<S: HistoryStore> Keeper<S> {
             // once a meeting: what is handed out behind it is stored behind it
             let marks = &self.with.marks;
             let now = || marks.with(|marks| (marks.read_to(), marks.under_way()));
-            self.handed_out.get_or_insert_with(now);
-            // before it is counted: whoever stores on for long stores all of it once more
-            self.with.report.met.fetch_add(1, Ordering::SeqCst);
-            missing = self.missing(found, back.is_some()).await?;
+            if self.handed_out.is_none() {
+                self.handed_out = Some(now());
+                // before it is counted: whoever stores on for long stores all of it once more
+                self.with.report.met.fetch_add(1, Ordering::SeqCst);
+            }
+            self.back |= back.is_some();
+            missing = self.missing(found, self.back).await?;
             let again = || (Found { stranger: false, ..found.clone() }, missing.open.clone());
             self.pending = (!missing.open.is_empty()).then(again);
         }
@@ -264,6 +270,7 @@ impl<S: HistoryStore> Keeper<S> {
         }
         let all: BTreeMap<ChannelName, Stretch> = again.into_iter().chain(short).collect();
         let owed = self.refill(&all).await?;
+        self.back = false;
         self.owe(&all, &owed);
         let later = self.with.storage.found().await.map_err(told)?;
         let epoch = later.as_ref().map_or(found.epoch, |later| later.epoch);

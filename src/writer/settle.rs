@@ -94,8 +94,11 @@ impl<Q: Queue, S: Storage> Worker<'_, Q, S> {
                 self.part(&part, &mut settled, &mut stack, stop).await?;
             }
         }
-        for (event, e) in std::mem::take(&mut settled.suspects) {
-            self.judge(&event, &e, &mut settled, stop).await?;
+        // one that is to be tried again may lose the connection again
+        while !settled.suspects.is_empty() {
+            for (event, e) in std::mem::take(&mut settled.suspects) {
+                self.judge(&event, &e, &mut settled, stop).await?;
+            }
         }
         settled.dead.sort_unstable();
         Some(settled)

@@ -145,6 +145,17 @@ async fn an_event_that_kills_every_session_becomes_a_dead_letter_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_event_that_kills_every_session_is_judged_however_often_it_is_to_be_tried() {
+    let bench = bench();
+    bench.queue.tries(5);
+    bench.queue.append(batch("a", 1, 61)).await.unwrap();
+    bench.storage.trouble(poison);
+    bench.drain().await;
+    assert!(bench.queue.is_dead(Seq(1)), "and not lost");
+    assert_eq!(bench.stored(), (2..=61).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
 async fn with_nothing_of_its_channel_stored_a_poison_may_be_an_outage_and_waits() {
     let bench = bench();
     bench.queue.append(batch("a", 1, 1)).await.unwrap();
@@ -231,4 +242,28 @@ fn batches_of_all_workers_together_stay_bounded() {
     {
         assert_eq!(batch_limit(configured, workers).events, want);
     }
+}
+
+#[tokio::test]
+async fn with_as_many_leases_as_are_held_the_last_is_tried_beside_what_is_left() {
+    let bench = bench();
+    let one = LeaseLimit { events: 2, bytes: 1 << 20 };
+    let mut held = Held::default();
+    for n in 0..HELD_LEASES {
+        held.take_in_the_last();
+        assert_eq!(held.left.len(), n.min(1), "there is room for one more");
+        bench.queue.append(batch("a", 0, 2)).await.unwrap();
+        held.leases.push(bench.queue.lease(&Source::Main, one).await.unwrap());
+        held.left = vec![held.leases[0].events[0].clone()];
+    }
+    let last = held.leases[HELD_LEASES - 1].events.clone();
+    held.dead = vec![last[1].seq];
+    for _ in 0..2 {
+        held.take_in_the_last();
+        let left: Vec<Seq> = held.left.iter().map(|event| event.seq).collect();
+        assert_eq!(left, [Seq(1), last[0].seq]);
+    }
+    assert!(held.resolved().is_empty(), "what lies behind a stuck event waits for it");
+    held.left.clear();
+    assert_eq!(held.resolved().len(), HELD_LEASES);
 }

@@ -339,7 +339,10 @@ const SAID: [(&str, &str); 14] = [
     ("src/replicate/run/parted.rs", "goes by a new node id, "),
     ("src/writer/history.rs", "this node goes by a new node id, "),
     ("src/writer/history.rs", "history is not settled, and peers are served nothing: "),
-    ("src/writer/history/refill.rs", "the storage went back and refuses what it lacks of channel "),
+    (
+        "src/writer/history/refill.rs",
+        "the storage was met anew, and refuses what it lacks or may lack of channel ",
+    ),
     ("src/storage/sql/apply.rs", "came with other content than stands here: it is kept in"),
 ];
 

@@ -238,6 +238,10 @@ impl Shared {
         // what a crash left in both logs is passed over in the main one while its channel is parked
         let drained = lease.is_none() && tracker.under_way() == 0 && main_at >= log.last();
         log.look();
+        if drained {
+            // what damage hides at its end is in nobody's hands
+            self.marks.with(|marks| marks.parked_to(channel, log.last().next()));
+        }
         // the storage may yet turn out to lack what it took last
         let may_go = lock(&self.kept).as_ref().is_none_or(|kept| kept.of(channel) >= log.last());
         if drained && may_go && !lock(&self.tracker).holds(channel) {

@@ -163,7 +163,11 @@ fn unread(e: SqlError, of: Option<(&Table, &ChannelName)>) -> StorageError {
             },
             channel: of.map(|(_, channel)| channel.clone()),
         },
-        Class::Locked | Class::Retry | Class::RetryAtOnce => StorageError::retry(code, text),
+        Class::Locked => {
+            let channel = of.map(|(_, channel)| channel.clone());
+            StorageError { channel, ..StorageError::retry(code, text) }
+        }
+        Class::Retry | Class::RetryAtOnce => StorageError::retry(code, text),
     }
 }
 

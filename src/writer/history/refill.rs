@@ -57,7 +57,9 @@ impl<S: HistoryStore> Keeper<S> {
         let counted = task::blocking(move || scope.count(&log, &looked));
         for (channel, counted) in counted.await? {
             let Counted { above, upto, beyond, .. } = counted;
-            let stretch = (above, beyond.unwrap_or(upto).max(upto));
+            // while writers have leases in hand that may hold them it is their work
+            let beyond = beyond.filter(|_| missing.open.is_empty());
+            let stretch = (above, beyond.map_or(upto, |(_, last)| last.max(upto)));
             match self.stands(&channel, &counted, back).await? {
                 Verdict::Lacks => {
                     missing.short.insert(channel, stretch);
@@ -66,8 +68,9 @@ impl<S: HistoryStore> Keeper<S> {
                     missing.again.insert(channel, stretch);
                 }
                 Verdict::Stands => {
-                    if let Some(beyond) = beyond {
-                        missing.again.insert(channel, (upto, beyond));
+                    if let Some((first, last)) = beyond {
+                        let above = Seq(first.0.saturating_sub(1));
+                        missing.again.insert(channel, (above, last));
                     }
                 }
             }
@@ -231,7 +234,7 @@ impl<S: HistoryStore> Keeper<S> {
     pub(super) fn show_what_is_owed(&self) {
         let channels: Vec<&str> = self.owed.keys().map(ChannelName::as_str).collect();
         let text = format!(
-            "the storage went back and refuses what it lacks of channel {}: mend its table (`replicon schema` shows what is wanted); it is tried again every few seconds, and the log keeps it",
+            "the storage was met anew, and refuses what it lacks or may lack of channel {}: mend its table (`replicon schema` shows what is wanted); it is tried again every few seconds, and the log keeps it",
             channels.join(", ")
         );
         let text = (!channels.is_empty()).then_some(text);
@@ -286,8 +289,8 @@ struct Counted {
     n: u64,
     /// There are events that are looked for elsewhere today.
     others: bool,
-    /// The last event that was stored above one that is set aside.
-    beyond: Option<Seq>,
+    /// The first and the last event that were stored above one that is set aside.
+    beyond: Option<Stretch>,
 }
 
 /// What says what the storage should have.
@@ -342,7 +345,8 @@ impl Scope {
     fn add(&self, of: &mut Counted, event: &Event) {
         if event.seq > of.upto {
             if self.aside.get(&event.channel).is_some_and(|first| event.seq > *first) {
-                of.beyond = Some(event.seq);
+                let first = of.beyond.map_or(event.seq, |(first, _)| first);
+                of.beyond = Some((first, event.seq));
             }
         } else if is_of_today(&self.modes, event) {
             if of.n == 0 {

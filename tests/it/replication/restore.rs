@@ -337,7 +337,7 @@ fn what_a_storage_lacks_of_a_broken_table_is_not_shown_until_it_is_mended() {
     Loss::Back("data/db").strike(&mut site);
     site.sql("CREATE TRIGGER broken BEFORE INSERT ON reports BEGIN SELECT nobody_knows(); END");
     let node = alone(&site);
-    let words = "refuses what it lacks of channel reports";
+    let words = "may lack of channel reports";
     wait_until(SOON, "the trouble", || {
         let health = node.health();
         if health["degraded"].to_string().contains(words) { Ok(()) } else { Err(node.log()) }
