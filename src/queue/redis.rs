@@ -16,8 +16,9 @@
 //!
 //! `h` is `1 <r or s> <received_at in microseconds> <channel>`, `p` a payload byte for byte. A request of
 //! more than 256 events, or of more than 64 KiB, makes several entries, which are added together. Beside
-//! the stream its entries count whole, however many of their events are resolved. The last id of the stream is set to the last seq that was added: so no
-//! entry of another writer comes between the seqs of ours.
+//! the stream its entries count whole, however many of their events are resolved. The last id of the
+//! stream is set to the last seq that was added: so no entry of another writer comes between the seqs of
+//! ours.
 //!
 //! `S` is read by the consumer group `queue_redis_group`, as `queue_redis_consumer`; a channel that is
 //! set aside has a consumer of its own, `<consumer>:parked:<channel>`, so that its entries simply stay

@@ -38,8 +38,7 @@ impl Lives {
     pub fn meet(&self, id: &str, since: Option<Seq>) -> Meeting {
         match self.followed() {
             // a relay may have given us what the origin lacked then
-            None if since.is_some() => Meeting::Again(since.unwrap_or_default()),
-            None => Meeting::First,
+            None => since.map_or(Meeting::First, Meeting::Again),
             Some(followed) if followed == id => Meeting::Known,
             Some(_) if self.0.iter().any(|known| known == id) => Meeting::Returned,
             Some(_) => Meeting::Again(since.unwrap_or_default()),

@@ -111,7 +111,7 @@ struct Keeper<S> {
     owed: BTreeMap<ChannelName, Stretch>,
     /// What a meeting found while writers had leases in hand that have not ended since: until they have,
     /// nothing is told, and then it is looked once more.
-    pending: Option<(Found, BTreeSet<u64>)>,
+    pending: Option<Found>,
     /// How far events were handed out when the storage was met, and the leases that were under way.
     handed_out: Option<(Seq, BTreeSet<u64>)>,
     /// Turns of the loop: what is owed is tried again at every so many.
@@ -165,11 +165,10 @@ impl<S: HistoryStore> Keeper<S> {
                 let node = self.with.queue.node();
                 self.settle(Found { owner: Some(node.node_id), ..Found::default() }).await;
             }
-            let marks = self.with.marks.clone();
-            let ended = |(_, open): &mut (Found, BTreeSet<u64>)| {
-                marks.with(|marks| marks.under_way().is_disjoint(open))
-            };
-            if let Some((found, _)) = self.pending.take_if(ended) {
+            if self.pending.is_some()
+                && !self.in_hand()
+                && let Some(found) = self.pending.take()
+            {
                 self.settle(found).await;
             }
             self.answer_asks().await;
@@ -187,7 +186,7 @@ impl<S: HistoryStore> Keeper<S> {
         // until it is told anew, since all that the log holds may have to be written again
         self.released.clear();
         self.with.queue.keep_above(Seq(0), &self.released);
-        if let Some((earlier, _)) = self.pending.take_if(|_| found.epoch > 0) {
+        if let Some(earlier) = self.pending.take_if(|_| found.epoch > 0) {
             let stranger = found.stranger;
             found = Found { stranger, ..earlier.and(found) };
         }
@@ -240,17 +239,16 @@ impl<S: HistoryStore> Keeper<S> {
         let mut missing = Missing::default();
         if met {
             // once a meeting: what is handed out behind it is stored behind it
-            let marks = &self.with.marks;
-            let now = || marks.with(|marks| (marks.read_to(), marks.under_way()));
             if self.handed_out.is_none() {
-                self.handed_out = Some(now());
+                let now = self.with.marks.with(|marks| (marks.read_to(), marks.under_way()));
+                self.handed_out = Some(now);
                 // before it is counted: whoever stores on for long stores all of it once more
                 self.with.report.met.fetch_add(1, Ordering::SeqCst);
             }
             self.back |= back.is_some();
             missing = self.missing(found, self.back).await?;
-            let again = || (Found { stranger: false, ..found.clone() }, missing.open.clone());
-            self.pending = (!missing.open.is_empty()).then(again);
+            let again = || Found { stranger: false, ..found.clone() };
+            self.pending = missing.open.then(again);
         }
         let Missing { short, again, .. } = missing;
         if met {

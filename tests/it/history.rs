@@ -85,6 +85,14 @@ async fn bench() -> Bench {
     bench
 }
 
+/// As [`bench`], with its keeper, which has settled.
+async fn settled_bench() -> Bench {
+    let bench = bench().await;
+    bench.keep(today());
+    bench.settled().await;
+    bench
+}
+
 impl Bench {
     fn log(&self) -> LogFiles {
         LogFiles {
@@ -164,9 +172,7 @@ impl Bench {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_stored_above_a_batch_that_is_still_tried_is_looked_for_too() {
-    let bench = bench().await;
-    bench.keep(today());
-    bench.settled().await;
+    let bench = settled_bench().await;
     let id = bench.history.id();
     bench.append(0, 20).await;
     let (one, two) = (bench.lease(&Source::Main, 10).await, bench.lease(&Source::Main, 10).await);
@@ -190,9 +196,7 @@ async fn what_was_stored_above_a_batch_that_is_still_tried_is_looked_for_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_written_again_and_gone_once_more_is_written_again() {
-    let bench = bench().await;
-    bench.keep(today());
-    bench.settled().await;
+    let bench = settled_bench().await;
     let got = bench.append(0, 10).await;
     bench.store(bench.lease(&Source::Main, 10).await).await;
     bench.told(got.last).await;
@@ -211,9 +215,7 @@ async fn what_is_written_again_and_gone_once_more_is_written_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_parked_log_that_has_drained_stays_while_a_storage_that_went_back_is_not_settled() {
-    let bench = bench().await;
-    bench.keep(today());
-    bench.settled().await;
+    let bench = settled_bench().await;
     let got = bench.append(0, 5).await;
     let mut stuck = bench.lease(&Source::Main, 5).await;
     let theirs = stuck.events.iter().map(|event| event.seq).collect();
@@ -254,9 +256,7 @@ async fn a_parked_log_that_has_drained_stays_while_a_storage_that_went_back_is_n
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_owed_is_not_forgotten_when_the_storage_goes_back_further() {
-    let bench = bench().await;
-    bench.keep(today());
-    bench.settled().await;
+    let bench = settled_bench().await;
     let early = bench.append(0, 10).await;
     bench.store(bench.lease(&Source::Main, 10).await).await;
     bench.told(early.last).await;
@@ -280,9 +280,7 @@ async fn what_is_owed_is_not_forgotten_when_the_storage_goes_back_further() {
 /// A batch that is still tried, for days, say: peers are served, and nothing is told above it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_stored_above_a_batch_that_does_not_end_is_looked_for_when_it_does() {
-    let bench = bench().await;
-    bench.keep(today());
-    bench.settled().await;
+    let bench = settled_bench().await;
     let id = bench.history.id();
     let last = bench.append(0, 20).await.last;
     let (one, two) = (bench.lease(&Source::Main, 10).await, bench.lease(&Source::Main, 10).await);
@@ -303,9 +301,7 @@ async fn what_was_stored_above_a_batch_that_does_not_end_is_looked_for_when_it_d
 /// What is handed out behind a meeting does not matter to it, however long that takes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_meeting_waits_for_what_was_in_hand_then_and_for_nothing_that_came_since() {
-    let bench = bench().await;
-    bench.keep(today());
-    bench.settled().await;
+    let bench = settled_bench().await;
     let last = bench.append(0, 10).await.last;
     let one = bench.lease(&Source::Main, 10).await;
     let met = || bench.report.met.load(Ordering::SeqCst);
@@ -323,9 +319,7 @@ async fn a_meeting_waits_for_what_was_in_hand_then_and_for_nothing_that_came_sin
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_stored_behind_what_is_owed_is_looked_for_too() {
-    let bench = bench().await;
-    bench.keep(today());
-    bench.settled().await;
+    let bench = settled_bench().await;
     let early = bench.append(0, 10).await;
     bench.store(bench.lease(&Source::Main, 10).await).await;
     let late = bench.append(10, 10).await;
@@ -354,9 +348,7 @@ async fn what_was_stored_behind_what_is_owed_is_looked_for_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_stored_above_an_event_that_is_set_aside_is_looked_for_too() {
-    let bench = bench().await;
-    bench.keep(today());
-    bench.settled().await;
+    let bench = settled_bench().await;
     let got = bench.append(0, 5).await;
     let mut lease = bench.lease(&Source::Main, 5).await;
     let stuck = lease.events[1].clone();
@@ -381,6 +373,27 @@ async fn what_was_stored_above_an_event_that_is_set_aside_is_looked_for_too() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     bench.told(got.last).await;
+}
+
+/// What writers have in hand is theirs to store, also above an event of its channel that is set aside.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_hand_above_an_event_that_is_set_aside_is_left_to_its_writer() {
+    let bench = settled_bench().await;
+    let got = bench.append(0, 5).await;
+    let mut stuck = bench.lease(&Source::Main, 2).await;
+    let theirs = stuck.events.iter().map(|event| event.seq).collect();
+    let rest = bench.lease(&Source::Main, 3).await;
+    bench.queue.park(&mut stuck, &theirs, "its table is gone").await.unwrap();
+    bench.queue.ack(stuck, &[]).await;
+    let met = || bench.report.met.load(Ordering::SeqCst);
+    let before = met();
+    bench.goes_back(Seq(got.first.0 - 1)).await;
+    bench.until("a meeting", true, || met() > before).await;
+    bench.settled().await;
+    bench.rows(0).await;
+    bench.store(rest).await;
+    bench.store(bench.lease(&Source::Parked(a()), 5).await).await;
+    bench.rows(5).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -334,6 +334,14 @@ async fn a_newer_lease_waits_until_the_older_ones_are_copied() {
     assert_eq!(came.iter().map(number).collect::<Vec<_>>(), [2, 3, 4, 5]);
 }
 
+/// Leases what there is, and sets all of it aside.
+async fn park_all(queue: &FileQueue) {
+    let mut lease = queue.lease(&Source::Main, WIDE).await.unwrap();
+    let theirs = lease.events.iter().map(|event| event.seq).collect();
+    queue.park(&mut lease, &theirs, "its table is gone").await.unwrap();
+    queue.ack(lease, &[]).await;
+}
+
 /// The storage may yet turn out to lack what it took last.
 #[tokio::test]
 async fn a_channel_that_has_drained_keeps_its_log_until_the_storage_was_told() {
@@ -341,10 +349,7 @@ async fn a_channel_that_has_drained_keeps_its_log_until_the_storage_was_told() {
     let queue = open(options(&disk));
     queue.keep_above(Kept::default());
     let got = queue.append(batch("a", 0, 3)).await.unwrap();
-    let mut lease = queue.lease(&Source::Main, WIDE).await.unwrap();
-    let theirs = lease.events.iter().map(|event| event.seq).collect();
-    queue.park(&mut lease, &theirs, "its table is gone").await.unwrap();
-    queue.ack(lease, &[]).await;
+    park_all(&queue).await;
     let aside = Source::Parked(a());
     let lease = queue.lease(&aside, WIDE).await.unwrap();
     assert_eq!(lease.events.len(), 3);
@@ -399,10 +404,7 @@ async fn a_drained_channel_that_comes_again_after_a_crash_is_passed_and_ends() {
     let held = queue.lease(&Source::Main, LeaseLimit { events: 1, bytes: 1 << 20 }).await.unwrap();
     assert_eq!(held.events[0].seq, first.first);
     let got = queue.append(batch("a", 0, 3)).await.unwrap();
-    let mut lease = queue.lease(&Source::Main, WIDE).await.unwrap();
-    let theirs = lease.events.iter().map(|event| event.seq).collect();
-    queue.park(&mut lease, &theirs, "its table is gone").await.unwrap();
-    queue.ack(lease, &[]).await;
+    park_all(&queue).await;
     let aside = Source::Parked(a());
     let lease = queue.lease(&aside, WIDE).await.unwrap();
     queue.ack(lease, &[]).await;
@@ -434,10 +436,7 @@ async fn whatever_fails_when_a_drained_channel_ends_nothing_is_lost_or_comes_aga
         // each copy is a segment of its own
         let queue = open(Options { segment_bytes: 1, ..options(&disk) });
         queue.append(batch("a", 0, 1)).await.unwrap();
-        let mut lease = queue.lease(&Source::Main, WIDE).await.unwrap();
-        let theirs = lease.events.iter().map(|event| event.seq).collect();
-        queue.park(&mut lease, &theirs, "its table is gone").await.unwrap();
-        queue.ack(lease, &[]).await;
+        park_all(&queue).await;
         for n in 1..4 {
             queue.append(batch("a", n, 1)).await.unwrap();
             queue.append(batch("b", n, 1)).await.unwrap();
@@ -482,9 +481,41 @@ async fn whatever_fails_when_a_drained_channel_ends_nothing_is_lost_or_comes_aga
     }
 }
 
-/// What damage hides at the end of its log is lost, and told; nothing waits for it.
+/// What damage hides at the end of its log is lost, and told; nothing waits for it: not behind a frame
+/// that cannot be read, and not where the file ends too early.
 #[tokio::test]
 async fn a_channel_whose_log_is_damaged_at_its_end_drains_and_ends() {
+    for cut in [false, true] {
+        let disk = two_parked().await;
+        let of_a = |path: &PathBuf| path.to_str().unwrap().contains(".parked.");
+        let last = disk.files().into_iter().rfind(of_a).unwrap();
+        let file = disk.open(&last).unwrap();
+        let mut bytes = vec![0; usize::try_from(file.len().unwrap()).unwrap()];
+        file.read_at(&mut bytes, 0).unwrap();
+        let at = bytes.windows(7).rposition(|part| part == b"{\"n\":1}").unwrap();
+        bytes[at] ^= 1;
+        bytes.truncate(if cut { at } else { bytes.len() });
+        disk.corrupt(&last, bytes);
+
+        let queue = open(options(&disk));
+        queue.keep_above(Kept::default());
+        let aside = Source::Parked(a());
+        // it is found by the look behind this one
+        let one = LeaseLimit { events: 1, bytes: 1 << 20 };
+        let lease = queue.lease(&aside, one).await.unwrap();
+        assert_eq!(lease.events.iter().map(number).collect::<Vec<_>>(), [0]);
+        queue.ack(lease, &[]).await;
+        assert_eq!(queue.lease(&aside, WIDE).await.unwrap().events, []);
+        assert_eq!((counts(&queue).lost, queue.stats().damage.len()), (1, 1), "cut: {cut}");
+        let safe = queue.marks().safe(&a());
+        queue.keep_above(Kept { main: safe, channels: [(a(), safe)].into() });
+        assert_eq!(queue.lease(&aside, WIDE).await.unwrap().events, []);
+        assert_eq!(queue.stats().parked, [], "cut: {cut}");
+    }
+}
+
+/// A log that was stopped in order, with two events of a channel that is set aside.
+async fn two_parked() -> SimDisk {
     let disk = SimDisk::new();
     let queue = open(options(&disk));
     for n in 0..2 {
@@ -496,28 +527,5 @@ async fn a_channel_whose_log_is_damaged_at_its_end_drains_and_ends() {
         queue.ack(lease, &[]).await;
     }
     queue.close();
-    drop(queue);
-    let of_a = |path: &PathBuf| path.to_str().unwrap().contains(".parked.");
-    let last = disk.files().into_iter().rfind(of_a).unwrap();
-    let file = disk.open(&last).unwrap();
-    let mut bytes = vec![0; usize::try_from(file.len().unwrap()).unwrap()];
-    file.read_at(&mut bytes, 0).unwrap();
-    let at = bytes.windows(7).rposition(|part| part == b"{\"n\":1}").unwrap();
-    bytes[at] ^= 1;
-    disk.corrupt(&last, bytes);
-
-    let queue = open(options(&disk));
-    queue.keep_above(Kept::default());
-    let aside = Source::Parked(a());
-    // it is found by the look behind this one
-    let one = LeaseLimit { events: 1, bytes: 1 << 20 };
-    let lease = queue.lease(&aside, one).await.unwrap();
-    assert_eq!(lease.events.iter().map(number).collect::<Vec<_>>(), [0]);
-    queue.ack(lease, &[]).await;
-    assert_eq!(queue.lease(&aside, WIDE).await.unwrap().events, []);
-    assert_eq!((counts(&queue).lost, queue.stats().damage.len()), (1, 1));
-    let safe = queue.marks().safe(&a());
-    queue.keep_above(Kept { main: safe, channels: [(a(), safe)].into() });
-    assert_eq!(queue.lease(&aside, WIDE).await.unwrap().events, []);
-    assert_eq!(queue.stats().parked, []);
+    disk
 }

@@ -273,13 +273,7 @@ pub trait Dialect: Send + Sync {
 
     /// Each channel of an origin with its released seq. Parameters: origin.
     fn released_read(&self) -> String {
-        format!(
-            "SELECT {}, {} FROM {} WHERE {}",
-            self.cast_text(&self.quote("channel")),
-            self.cast_text(&self.quote("released_seq")),
-            self.quote("replicon_released"),
-            compare(self, "origin_dc", "=", 1, ColumnType::OriginDc)
-        )
+        by_channel(self, "replicon_released", "released_seq", "origin_dc")
     }
 
     /// A stored cursor. Parameters: origin, channel.
@@ -295,13 +289,7 @@ pub trait Dialect: Send + Sync {
 
     /// The stored cursors of an origin, each with its channel. Parameters: origin.
     fn progress_all(&self) -> String {
-        format!(
-            "SELECT {}, {} FROM {} WHERE {}",
-            self.cast_text(&self.quote("channel")),
-            self.cast_text(&self.quote("last_origin_seq_received")),
-            self.quote("replication_progress"),
-            compare(self, "peer_dc", "=", 1, ColumnType::OriginDc)
-        )
+        by_channel(self, "replication_progress", "last_origin_seq_received", "peer_dc")
     }
 
     /// Moves a cursor; no row is affected where it is not the expected one. Parameters: new seq, the
@@ -452,6 +440,17 @@ fn select<D: Dialect + ?Sized>(dialect: &D, table: &Table) -> String {
 /// "10" stands before "9".
 fn by_seq<D: Dialect + ?Sized>(dialect: &D, table: &Table) -> String {
     format!("{}.{}", dialect.quote(&table.name), dialect.quote("origin_seq"))
+}
+
+/// Each channel of an origin with a seq of it. Parameters: origin.
+fn by_channel<D: Dialect + ?Sized>(dialect: &D, table: &str, seq: &str, origin: &str) -> String {
+    format!(
+        "SELECT {}, {} FROM {} WHERE {}",
+        dialect.cast_text(&dialect.quote("channel")),
+        dialect.cast_text(&dialect.quote(seq)),
+        dialect.quote(table),
+        compare(dialect, origin, "=", 1, ColumnType::OriginDc)
+    )
 }
 
 /// A column beside a parameter: a condition, or an assignment.

@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::session::{Backend, Param, Session, SqlError, TextRow};
+use super::session::{Backend, Param, Session, SqlError};
+use super::store::channel_and_seq;
 use super::{At, Inner, SqlStorage, seq_param};
 use crate::event::{ChannelName, Seq};
 use crate::storage::history::{Found, HistoryStore, WHOLE};
@@ -165,10 +166,6 @@ impl<B: Backend> Inner<B> {
         session: &mut B::Session,
     ) -> Result<BTreeMap<String, Seq>, SqlError> {
         let rows = session.rows(&self.backend.dialect().released_read(), &[self.origin()]).await?;
-        let pair = |row: &TextRow| match row.as_slice() {
-            [Some(channel), Some(seq)] => Some((channel.clone(), Seq(seq.parse().ok()?))),
-            _ => None,
-        };
-        Ok(rows.iter().filter_map(pair).collect())
+        Ok(rows.iter().filter_map(channel_and_seq).collect())
     }
 }

@@ -48,11 +48,8 @@ impl<B: Backend> EventStore for SqlStorage<B> {
     async fn cursors(&self, origin: &Origin) -> Result<Vec<(ChannelName, Seq)>, StorageError> {
         let sql = self.0.backend.dialect().progress_all();
         let rows = self.0.look(&sql, &[name(origin)], None).await?;
-        let pair = |row: &TextRow| match row.as_slice() {
-            [Some(channel), Some(seq)] => Some((Name::new(channel).ok()?, Seq(seq.parse().ok()?))),
-            _ => None,
-        };
-        Ok(rows.iter().filter_map(pair).collect())
+        let named = |(channel, seq): (String, Seq)| Some((Name::new(&channel).ok()?, seq));
+        Ok(rows.iter().filter_map(channel_and_seq).filter_map(named).collect())
     }
 
     async fn cursor_again(
@@ -168,6 +165,14 @@ fn unread(e: SqlError, of: Option<(&Table, &ChannelName)>) -> StorageError {
             StorageError { channel, ..StorageError::retry(code, text) }
         }
         Class::Retry | Class::RetryAtOnce => StorageError::retry(code, text),
+    }
+}
+
+/// A row of a channel's name and a seq.
+pub(super) fn channel_and_seq(row: &TextRow) -> Option<(String, Seq)> {
+    match row.as_slice() {
+        [Some(channel), Some(seq)] => Some((channel.clone(), Seq(seq.parse().ok()?))),
+        _ => None,
     }
 }
 
@@ -376,4 +381,22 @@ fn from_wire(seq: Seq, wire: &[u8]) -> Option<StoredRow> {
     let received_at = std::str::from_utf8(parts.next()?).ok()?.parse().ok()?;
     let payload = Bytes::copy_from_slice(parts.next()?);
     Some(StoredRow { seq, node_name, received_at: Micros(received_at), payload })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_of_one_table_alone_names_its_channel() {
+        let (table, channel) = (replication_progress(), Name::new("a").unwrap());
+        let told = |class| {
+            let e = SqlError { class, code: "1".to_owned(), text: "no".to_owned() };
+            let e = unread(e, Some((&table, &channel)));
+            (e.kind, e.channel)
+        };
+        assert_eq!(told(Class::Locked), (Kind::Retry, Some(channel.clone())));
+        assert_eq!(told(Class::Fatal), (Kind::Fatal, Some(channel.clone())));
+        assert_eq!(told(Class::Retry), (Kind::Retry, None));
+    }
 }

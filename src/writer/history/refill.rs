@@ -42,7 +42,8 @@ impl<S: HistoryStore> Keeper<S> {
     pub(super) async fn missing(&self, found: &Found, back: bool) -> Result<Missing, String> {
         let mut missing = Missing::default();
         let Some(log) = self.with.log.clone() else { return Ok(missing) };
-        let looked = self.look(found, &mut missing).await;
+        missing.open = self.wait().await;
+        let looked = self.look(found);
         if looked.to < looked.from {
             return Ok(missing);
         }
@@ -58,7 +59,7 @@ impl<S: HistoryStore> Keeper<S> {
         for (channel, counted) in counted.await? {
             let Counted { above, upto, beyond, .. } = counted;
             // while writers have leases in hand that may hold them it is their work
-            let beyond = beyond.filter(|_| missing.open.is_empty());
+            let beyond = beyond.filter(|_| !missing.open);
             let stretch = (above, beyond.map_or(upto, |(_, last)| last.max(upto)));
             match self.stands(&channel, &counted, back).await? {
                 Verdict::Lacks => {
@@ -116,22 +117,30 @@ impl<S: HistoryStore> Keeper<S> {
         Ok(if stand < n || back { Verdict::Lacks } else { Verdict::Stands })
     }
 
-    /// Behind what the storage surely has, up to what was handed to writers by now. What is in their
-    /// hands is waited for, but not for long.
-    async fn look(&self, found: &Found, missing: &mut Missing) -> Looked {
-        let marks = &self.with.marks;
-        let (read, handed_out) = self.handed_out.clone().unwrap_or_default();
+    /// Waits for what writers had in hand when the storage was met, but not for long; whether they have
+    /// some of it still.
+    async fn wait(&self) -> bool {
         let mut waited = Duration::ZERO;
-        loop {
-            let now = marks.with(|marks| marks.under_way());
-            missing.open = handed_out.intersection(&now).copied().collect();
-            if missing.open.is_empty() || waited >= MOST_WAIT {
-                break;
+        while self.in_hand() {
+            if waited >= MOST_WAIT {
+                return true;
             }
             task::sleep(WAIT).await;
             waited += WAIT;
         }
-        Looked { from: Some(found.whole().next().0), to: Some(read.0), ..Looked::default() }
+        false
+    }
+
+    /// Whether a lease that was under way when the storage was met has not ended.
+    pub(super) fn in_hand(&self) -> bool {
+        let under_way = || self.with.marks.with(|marks| marks.under_way());
+        self.handed_out.as_ref().is_some_and(|(_, leases)| !under_way().is_disjoint(leases))
+    }
+
+    /// Behind what the storage surely has, up to what was handed out when it was met.
+    fn look(&self, found: &Found) -> Looked {
+        let read = self.handed_out.as_ref().map(|(read, _)| read.0);
+        Looked { from: Some(found.whole().next().0), to: read, ..Looked::default() }
     }
 
     /// The channels that are set aside, from where on they wait.
@@ -268,9 +277,9 @@ pub(super) struct Missing {
     /// It may lack it, and nobody could count: nothing of it was shown to peers, or its table does not
     /// answer.
     pub again: BTreeMap<ChannelName, Stretch>,
-    /// Leases that were under way when the storage was met and are still: what was stored above them
-    /// is looked for when they have ended.
-    pub open: BTreeSet<u64>,
+    /// Leases that were under way when the storage was met were so still: what was stored above them is
+    /// looked for when they have ended.
+    pub open: bool,
 }
 
 /// What a count showed.

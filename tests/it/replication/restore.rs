@@ -296,15 +296,20 @@ fn post(node: &Node, channel: &str, count: usize) -> u64 {
     answer.json()["last_seq"].as_u64().unwrap()
 }
 
+/// A node has stored so many events and stopped, and its database is remembered.
+fn kept_with(site: &mut Site, channel: &str, count: usize) {
+    let node = alone(site);
+    told(site, post(&node, channel, count));
+    assert_eq!(node.stop().code(), Some(0));
+    Loss::Back("data/db").keep(site);
+}
+
 /// Nobody else has seen its events, and its log holds none of them: what the directory remembers of the
 /// database tells it.
 #[test]
 fn a_database_that_went_back_is_noticed_by_what_the_directory_remembers() {
     let mut site = Site::sqlite();
-    let node = alone(&site);
-    told(&site, post(&node, "events_raw", 1));
-    assert_eq!(node.stop().code(), Some(0));
-    Loss::Back("data/db").keep(&mut site);
+    kept_with(&mut site, "events_raw", 1);
     let node = alone(&site);
     told(&site, post(&node, "events_raw", 1));
     assert_eq!(node.stop().code(), Some(0));
@@ -325,10 +330,7 @@ fn a_database_that_went_back_is_noticed_by_what_the_directory_remembers() {
 #[test]
 fn what_a_storage_lacks_of_a_broken_table_is_not_shown_until_it_is_mended() {
     let mut site = Site::sqlite();
-    let node = alone(&site);
-    told(&site, post(&node, "reports", 5));
-    assert_eq!(node.stop().code(), Some(0));
-    Loss::Back("data/db").keep(&mut site);
+    kept_with(&mut site, "reports", 5);
     let node = alone(&site);
     let first = post(&node, "reports", 1);
     let last = post(&node, "reports", 9);
